@@ -1,0 +1,136 @@
+# `make` alone prints what there is. Everything happens in .venv, which is made on first use.
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+SHELL := /bin/sh
+
+PYTHON ?= python3
+ARGS ?=
+
+VENV := .venv
+PY := $(VENV)/bin/python
+INSTALLED := $(VENV)/.installed
+INSTALLED_EMBEDDED := $(VENV)/.installed-embedded
+PIP_INSTALL := $(PY) -m pip install --disable-pip-version-check -c constraints.txt
+
+##@ Use
+
+.PHONY: help
+help: ## Print this list
+	@awk 'BEGIN { FS = ":.*## " } \
+		/^##@/ { printf "\n%s\n", substr($$0, 5) } \
+		/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' Makefile
+
+.PHONY: quickstart
+quickstart: $(INSTALLED) ## Install, then align an embedded model: a few minutes on two CPU cores
+	$(VENV)/bin/diffalign align quickstart $(ARGS)
+
+.PHONY: install
+install: $(INSTALLED) ## Make .venv and install everything into it
+
+# The stamp is written last, so an interrupted installation is taken up again.
+$(INSTALLED): pyproject.toml constraints.txt
+	@command -v "$(PYTHON)" >/dev/null 2>&1 || { \
+		echo "No program '$(PYTHON)' here. Install Python 3.11 or newer, or name it: make PYTHON=/path/to/python3" >&2; \
+		exit 1; }
+	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+		echo "diffalign needs Python 3.11 or newer; '$(PYTHON)' is $$("$(PYTHON)" --version 2>&1)." >&2; \
+		echo "Name a newer one: make PYTHON=/path/to/python3.11" >&2; \
+		exit 1; }
+	@echo "Installing into $(VENV): a few minutes and about 6 GB, once."
+	@"$(PYTHON)" -m venv $(VENV) || { \
+		echo "'$(PYTHON)' cannot make a virtual environment. On Debian and Ubuntu: apt-get install python3-venv" >&2; \
+		exit 1; }
+	$(PIP_INSTALL) -e '.[dev]'
+	@touch $@
+
+$(INSTALLED_EMBEDDED): $(INSTALLED)
+	$(PIP_INSTALL) -e '.[dev,embedded]'
+	@touch $@
+
+##@ Develop
+
+.PHONY: test
+test: $(INSTALLED) ## Run the tests (choose some: make test ARGS='-k credit')
+	@$(PY) -m pytest $(ARGS)
+
+.PHONY: test-slow
+test-slow: $(INSTALLED) ## Run the tests that take long
+	@$(PY) -m pytest -m "slow and not gpu" $(ARGS)
+
+.PHONY: test-gpu
+test-gpu: $(INSTALLED) ## Run the tests that need an accelerator
+	@$(PY) -m pytest -m gpu $(ARGS)
+
+# One after the other, also under -j: what fails fastest comes first, and the last lines are the tests'.
+.PHONY: check
+check: $(INSTALLED) ## Check everything: format, lint, types, floors, docs, tests
+	@$(MAKE) --no-print-directory lint
+	@$(MAKE) --no-print-directory types
+	@$(PY) -m pytest tests/test_floors.py tests/test_docs_fresh.py
+	@$(MAKE) --no-print-directory site
+	@$(MAKE) --no-print-directory test
+
+.PHONY: lint
+lint: $(INSTALLED) ## Check format and lint
+	@$(PY) -m ruff format --check . && $(PY) -m ruff check .
+
+.PHONY: types
+types: $(INSTALLED) ## Check types
+	@$(PY) -m mypy
+
+.PHONY: format
+format: $(INSTALLED) ## Format the code and mend what lint can mend
+	@$(PY) -m ruff check --fix-only . && $(PY) -m ruff format .
+
+.PHONY: docs
+docs: $(INSTALLED) ## Write docs/cli.md and build the documentation into site/
+	@$(PY) docs/make_cli.py
+	@$(MAKE) --no-print-directory site
+
+.PHONY: site
+site: $(INSTALLED)
+	@NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict --quiet
+
+.PHONY: bench
+bench: $(INSTALLED) ## Repeat the comparison with TRL's DDPO
+	$(PY) -m benchmarks.trl_ddpo $(ARGS)
+
+##@ Rebuild
+
+.PHONY: embedded
+embedded: embedded-data embedded-emoji embedded-brain-mr embedded-clip embedded-checker ## Train the embedded models anew into build/ (hours)
+
+.PHONY: embedded-data
+embedded-data: $(INSTALLED_EMBEDDED)
+	$(PY) -m diffalign.worlds.build_mni --out build/mni-icbm152/volumes.npz
+
+.PHONY: embedded-emoji embedded-brain-mr
+embedded-emoji embedded-brain-mr: embedded-%: $(INSTALLED)
+	$(PY) -m pipelines.embedded.autoencoder $* --out build/autoencoder-$*
+	$(PY) -m pipelines.embedded.denoiser $* --autoencoder build/autoencoder-$* --work build/work --out build/$*
+
+.PHONY: embedded-clip
+embedded-clip: $(INSTALLED)
+	$(PY) -m rewards.train_clip --out build/clip
+
+.PHONY: embedded-checker
+embedded-checker: $(INSTALLED)
+	$(PY) -m rewards.train_brain_mr_checker --out build/brain-mr-checker
+
+# Versions come from a fresh environment. What torch itself pins for one platform, and local builds, are left out.
+.PHONY: lock
+lock: ## Write constraints.txt anew from the newest versions
+	rm -rf build/lock
+	"$(PYTHON)" -m venv build/lock
+	build/lock/bin/python -m pip install --disable-pip-version-check -e '.[dev,embedded]'
+	build/lock/bin/python -m pip check
+	{ echo "# Versions that are tested together, written by \`make lock\`. Used as: pip install -c constraints.txt -e ."; \
+		build/lock/bin/python -m pip list --disable-pip-version-check --format=freeze --exclude-editable --exclude pip \
+		| grep -Eiv '^(cuda-|nvidia-|triton=)' | sed 's/+[^+]*$$//' | LC_ALL=C sort -f; } > build/constraints.txt
+	mv build/constraints.txt constraints.txt
+	rm -rf build/lock
+
+.PHONY: clean
+clean: ## Remove the environment, caches and built things; keep runs/
+	rm -rf $(VENV) build dist site .mypy_cache .pytest_cache .ruff_cache .hypothesis *.egg-info

@@ -1,0 +1,135 @@
+"""The ``diffalign`` command. Heavy imports live inside the commands, so that ``--help`` answers at once.
+
+Exit status: 0 done; 2 the user's mistake, in one message; 1 anything else; 130 interrupted, with the state saved.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from collections.abc import Callable
+from functools import wraps
+from pathlib import Path
+from typing import Any
+
+import click
+
+from diffalign.errors import DiffalignError
+
+LISTS = ("recipes", "models", "rewards", "objectives", "assets")
+
+
+def _reported(command: Callable[..., None]) -> Callable[..., None]:
+    """Turns our own errors into one message and their exit status."""
+
+    @wraps(command)
+    def run(*args: Any, **options: Any) -> None:
+        logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING, stream=sys.stderr)
+        os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+        try:
+            command(*args, **options)
+        except DiffalignError as error:
+            click.echo(f"error: {error}", err=True)
+            sys.exit(error.exit_status)
+        except KeyboardInterrupt:
+            click.echo("interrupted", err=True)
+            sys.exit(130)
+
+    return run
+
+
+SET = click.option("--set", "overrides", multiple=True, metavar="A.B=C", help="Change one field; may be repeated.")
+OUT = click.option("--out", type=click.Path(path_type=Path), help="Folder to write to.  [default: runs/RECIPE]")
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(package_name="diffalign", message="%(prog)s %(version)s")
+def main() -> None:
+    """Align image generators to what people prefer."""
+
+
+@main.command()
+@click.argument("recipe", metavar="RECIPE|FILE.yaml")
+@SET
+@OUT
+@click.option("--resume", is_flag=True, help="Continue the run in --out from its last checkpoint.")
+@click.option("--dry-run", is_flag=True, help="Print what would be done, and every field; do nothing.")
+@_reported
+def align(recipe: str, overrides: tuple[str, ...], out: Path | None, resume: bool, dry_run: bool) -> None:
+    """Align a model to a reward, and report what that changed."""
+    from apps import align as command
+
+    if dry_run:
+        command.dry_run(recipe, overrides)
+        return
+    sys.exit(command.run(recipe, overrides, out, resume=resume))
+
+
+@main.command()
+@click.argument("model", metavar="MODEL|RUN")
+@click.option("--against", metavar="MODEL|RUN", help="What to compare with.  [default: the run's own base model]")
+@SET
+@OUT
+@_reported
+def evaluate(model: str, against: str | None, overrides: tuple[str, ...], out: Path | None) -> None:
+    """Measure a run, or a model against another, on held-out prompts."""
+    from apps import evaluate as command
+
+    command.run(model, against, overrides, out)
+
+
+@main.command()
+@click.option("--reward", "spec", required=True, metavar="SPEC", help="NAME, NAME?arg=value, or path.py:attr.")
+@click.option("--images", type=click.Path(path_type=Path), help="Folder of images.")
+@click.option("--dataset", type=click.Path(path_type=Path), help="Parquet file with image and prompt columns.")
+@click.option("--out", type=click.Path(path_type=Path), help="Parquet file for the scores.")
+@_reported
+def score(spec: str, images: Path | None, dataset: Path | None, out: Path | None) -> None:
+    """Score images with a reward.
+
+    The prompt of an image in a folder is the text file of the same name, or its line in prompts.jsonl
+    ({"file": ..., "prompt": ...}), or else empty.
+    """
+    from apps import score as command
+
+    command.run(spec, images, dataset, out)
+
+
+@main.group()
+def reward() -> None:
+    """Look at rewards."""
+
+
+@reward.command()
+@click.argument("spec")
+@click.option("--images", type=click.Path(path_type=Path), help="Images to check on.  [default: embedded scenes]")
+@_reported
+def check(spec: str, images: Path | None) -> None:
+    """Say in sentences whether a reward is fit to train on."""
+    from apps import score as command
+
+    sys.exit(command.check(spec, images))
+
+
+@main.command(name="list")
+@click.argument("what", type=click.Choice(LISTS))
+@_reported
+def list_(what: str) -> None:
+    """List what there is."""
+    from apps import listing
+
+    listing.show(what)
+
+
+@main.command()
+@_reported
+def doctor() -> None:
+    """Check this installation and say what it can do."""
+    from apps import listing
+
+    sys.exit(listing.doctor())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,134 @@
+"""``diffalign evaluate``: a run, or any model against another, on held-out prompts."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import click
+from torch import Tensor
+from torch.nn import Parameter
+
+from apps import build, samples
+from apps.align import show
+from apps.progress import Status
+from diffalign import prompts as prompt_sources
+from diffalign.config import RunConfig, parse
+from diffalign.errors import ConfigError, NotFoundError
+from diffalign.evaluation import evaluate
+from diffalign.runs import unused_folder, write_text
+from diffalign.types import Capability, Prompt, Rollout, StepLikelihood
+from pipelines.diffusion import DiffusionPolicy
+from pipelines.loading import load_adapter, load_family
+
+
+def run(model: str, against: str | None, overrides: Sequence[str], out: Path | None) -> None:
+    """Evaluates and writes evaluation.json and samples; prints the table."""
+    config = configuration(model, against, overrides)
+    folder = out or unused_folder(Path("runs") / f"evaluate-{Path(model).name.replace(':', '-')}")
+    if folder.is_dir() and any(folder.iterdir()):
+        raise ConfigError(f"output folder {folder} is not empty: choose another --out")
+    first = sampler(against, config) if against else None
+    second = sampler(model, config)
+    if first is None and not second.adapter and not _full_run(model):
+        raise ConfigError(f"{model} is a base model: say what to compare it with, --against MODEL or RUN")
+    _, held_out = prompt_sources.load(config.prompts, config.seed)
+    with Status() as status:
+        outcome = evaluate(
+            Pair(second, first or sampler(config.model, config)),
+            held_out,
+            build.reward(config),
+            build.held_out_rewards(config),
+            trained_on=[entry.reward.partition("?")[0] for entry in config.rewards] if is_run(model) else (),
+            seeds_per_prompt=config.evaluation.seeds_per_prompt,
+            seed=config.seed,
+            features=build.features(),
+            on_progress=status,
+        )
+    write_text(folder / "evaluation.json", json.dumps(outcome.to_json(), indent=2) + "\n")
+    samples.write_pairs(folder / "samples", outcome)
+    show(outcome)
+    click.echo(f"written to {folder}")
+
+
+def is_run(name: str) -> bool:
+    """Whether a name is a run directory."""
+    return (Path(name).expanduser() / "config.yaml").is_file()
+
+
+def _full_run(name: str) -> bool:
+    return is_run(name) and (Path(name).expanduser() / "model").is_dir()
+
+
+def configuration(model: str, against: str | None, overrides: Sequence[str]) -> RunConfig:
+    """The configuration of the run that is evaluated, or that it is compared with, or a default for two models."""
+    for name in (model, against):
+        if name and is_run(name):
+            return build.configuration(name, overrides)
+    defaults = build.recipes().get(f"{model.removeprefix('embedded:')}-ddpo")
+    if defaults is None:
+        raise ConfigError(
+            f"{model} is not a run, so there is no configuration with prompts and rewards to evaluate it by; evaluate a"
+            " run directory, or an embedded model"
+        )
+    config = build.configuration(defaults.stem, overrides)
+    return parse(config.model_dump() | {"model": model})
+
+
+def sampler(name: str, config: RunConfig) -> DiffusionPolicy:
+    """A policy that samples from a model, or from what a run produced."""
+    options = {
+        "sampler": config.sampler,
+        "device": build.device(config.device),
+        "precision": config.precision,
+        "name": name,
+    }
+    if not is_run(name):
+        return DiffusionPolicy(load_family(name), **options)  # type: ignore[arg-type]
+    folder = Path(name).expanduser()
+    own = build.configuration(name)
+    if (folder / "model").is_dir():
+        return DiffusionPolicy(load_family(str(folder / "model")), **options)  # type: ignore[arg-type]
+    if not (folder / "adapter").is_dir():
+        raise NotFoundError(f"run {name} has no adapter/ or model/: it did not finish; continue it with --resume")
+    policy = DiffusionPolicy(load_family(own.model), adapter=own.adapter, **options)  # type: ignore[arg-type]
+    load_adapter(policy, folder / "adapter")
+    return policy
+
+
+class Pair:
+    """Two models as one policy: the second is the reference of the first."""
+
+    capabilities: frozenset[Capability] = frozenset()
+
+    def __init__(self, aligned: DiffusionPolicy, base: DiffusionPolicy) -> None:
+        self.aligned, self.base, self.now = aligned, base, aligned
+        self.name, self.modality = aligned.name, aligned.modality
+        self.device, self.batch_size = aligned.device, aligned.batch_size
+
+    def rollout(self, prompts: Sequence[Prompt], seeds: Sequence[int]) -> Rollout:
+        """See Policy."""
+        return self.now.rollout(prompts, seeds)
+
+    def step_log_probs(self, rollout: Rollout, steps: Tensor, *, kl: bool = False) -> StepLikelihood:
+        """See Policy."""
+        return self.now.step_log_probs(rollout, steps, kl=kl)
+
+    def trainable(self) -> Mapping[str, Parameter]:
+        """Nothing: a pair is for looking, not for training."""
+        return {}
+
+    def save(self, run: Path) -> Path:
+        """See Policy."""
+        return self.aligned.save(run)
+
+    @contextmanager
+    def reference(self) -> Iterator[None]:
+        """Inside it the base model is asked."""
+        self.now = self.base
+        try:
+            yield
+        finally:
+            self.now = self.aligned

@@ -1,0 +1,84 @@
+"""``diffalign list`` and ``diffalign doctor``."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+import click
+import psutil
+import yaml
+
+from apps.build import recipes
+
+OBJECTIVES = {
+    "ppo-clip": "importance-weighted, clipped per denoising step (DDPO-IS; with group credit, GRPO)",
+    "reinforce": "score function, one update per rollout (DDPO-SF)",
+}
+
+
+def show(what: str) -> None:
+    """Prints one of the lists."""
+    entries = {"recipes": _recipes, "models": _models, "rewards": _rewards, "assets": dict}.get(what)
+    found = OBJECTIVES if entries is None else entries()
+    if not found:
+        click.echo(f"there are no {what} in this version")
+    for name, text in found.items():
+        click.echo(f"{name:<24} {text}")
+
+
+def _recipes() -> dict[str, str]:
+    return {name: _first_comment(path) for name, path in recipes().items()}
+
+
+def _first_comment(path: Path) -> str:
+    first = path.read_text().splitlines()[0]
+    return first.removeprefix("# ") if first.startswith("#") else str(yaml.safe_load(path.read_text()).get("name", ""))
+
+
+def _models() -> dict[str, str]:
+    from pipelines.loading import EMBEDDED, embedded_models
+
+    return {f"embedded:{name}": _title(EMBEDDED / name / "README.md") for name in embedded_models()}
+
+
+def _title(card: Path) -> str:
+    lines = card.read_text().splitlines() if card.is_file() else []
+    return next((line.strip("# ").strip() for line in lines if line.startswith("# ")), "")
+
+
+def _rewards() -> dict[str, str]:
+    from rewards.registry import names
+
+    return dict(names())
+
+
+def doctor() -> int:
+    """Prints what this installation has; 0 if it can align an embedded model, else 1."""
+    import torch
+
+    from diffalign.runs import environment
+    from pipelines.loading import embedded_models
+
+    facts = environment(0, {})
+    problems = []
+    click.echo(f"python {facts['python']} on {facts['hardware']['system']}, {os.cpu_count()} cores")
+    for package, version in facts["versions"].items():
+        click.echo(f"  {package:<18} {version}")
+        if version == "not installed":
+            problems.append(f"{package} is not installed")
+    accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    click.echo(f"accelerator          {accelerator or 'none: models run on the CPU'}")
+    free = shutil.disk_usage(Path.cwd()).free
+    click.echo(f"memory               {psutil.virtual_memory().available / 2**30:.1f} GiB free")
+    click.echo(f"disk                 {free / 2**30:.1f} GiB free here")
+    click.echo(f"embedded models      {', '.join(embedded_models()) or 'none'}")
+    if not embedded_models():
+        problems.append("no embedded model is installed")
+    if free < 2**30:
+        problems.append("less than 1 GiB of disk is free")
+    for problem in problems:
+        click.echo(f"problem: {problem}", err=True)
+    click.echo("ready" if not problems else f"{len(problems)} problems")
+    return 1 if problems else 0

@@ -1,0 +1,159 @@
+"""``diffalign score`` and ``diffalign reward check``: rewards on images that exist already."""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+from collections.abc import Iterator
+from pathlib import Path
+
+import click
+import pyarrow as pa
+import pyarrow.parquet as pq
+from PIL import Image
+
+from diffalign import images
+from diffalign.errors import ConfigError, InputError, NotFoundError
+from diffalign.runs import disk_errors
+from diffalign.types import Prompt, Sample
+from rewards.check import check as check_reward
+from rewards.registry import load
+
+SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"}
+BATCH = 64
+
+
+def run(spec: str, folder: Path | None, dataset: Path | None, out: Path | None) -> None:
+    """Scores every image and prints the summary; a broken image is named, counted, and left without a score."""
+    if (folder is None) == (dataset is None):
+        raise ConfigError("say what to score: either --images DIR or --dataset FILE.parquet")
+    reward = load(spec)
+    if reward.modality != "image":
+        raise ConfigError(f"reward {reward.name} judges {reward.modality}s, not images")
+    if out is not None and out.exists():
+        raise ConfigError(f"output {out} exists already: choose another --out")
+    source = from_folder(folder) if folder is not None else from_parquet(dataset)  # type: ignore[arg-type]
+    names: list[str] = []
+    columns: dict[str, list[float]] = {}
+    broken = 0
+    batch: list[tuple[str, Sample]] = []
+
+    def flush() -> None:
+        if not batch:
+            return
+        scores = reward([sample for _, sample in batch])
+        for name, values in {"score": scores.total, **scores.parts}.items():
+            columns.setdefault(name, [math.nan] * len(names)).extend(values.tolist())
+        names.extend(name for name, _ in batch)
+        batch.clear()
+
+    for name, item in source:
+        if isinstance(item, str):
+            broken += 1
+            click.echo(f"warning: {item}", err=True)
+            continue
+        batch.append((name, item))
+        if len(batch) == BATCH:
+            flush()
+    flush()
+    if not names:
+        raise InputError(f"none of the {broken} images could be read")
+    if out is not None:
+        _write(out, names, columns)
+    _summarise(spec, reward.unit, columns, broken)
+
+
+def _write(out: Path, names: list[str], columns: dict[str, list[float]]) -> None:
+    table = pa.table({"image": names, **columns})
+    temporary = out.with_name(f".{out.name}.tmp")
+    with disk_errors(f"cannot write {out}"):
+        out.parent.mkdir(parents=True, exist_ok=True)
+        pq.write_table(table, temporary)
+        temporary.replace(out)
+
+
+def _summarise(spec: str, unit: str, columns: dict[str, list[float]], broken: int) -> None:
+    for name, values in columns.items():
+        known = [value for value in values if not math.isnan(value)]
+        if not known:
+            click.echo(f"{name:<24} no value")
+            continue
+        mean = sum(known) / len(known)
+        spread = math.sqrt(sum((value - mean) ** 2 for value in known) / len(known))
+        click.echo(
+            f"{name:<24} mean {mean:.4g}  sd {spread:.3g}  min {min(known):.4g}  max {max(known):.4g}  n {len(known)}"
+            + (f"  {unit}" if name == "score" else "")
+        )
+    failed = sum(math.isnan(value) for value in columns["score"])
+    if failed or broken:
+        click.echo(f"{failed} images got no score from {spec}, {broken} could not be read")
+
+
+def from_folder(folder: Path) -> Iterator[tuple[str, Sample | str]]:
+    """Every image of a folder by name, with its prompt; a reason in place of a sample that cannot be read."""
+    if not folder.is_dir():
+        raise NotFoundError(f"no image folder {folder}")
+    paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
+    if not paths:
+        raise InputError(f"{folder} has no image in it ({', '.join(sorted(SUFFIXES))})")
+    prompts = _prompts(folder)
+    for path in paths:
+        name = path.relative_to(folder).as_posix()
+        beside = path.with_suffix(".txt")
+        prompt = prompts.get(name) or Prompt(beside.read_text().strip() if beside.is_file() else "")
+        try:
+            yield name, Sample(prompt, image=images.load(path))
+        except InputError as error:
+            yield name, str(error)
+
+
+def _prompts(folder: Path) -> dict[str, Prompt]:
+    path = folder / "prompts.jsonl"
+    found = {}
+    for number, line in enumerate(path.read_text().splitlines() if path.is_file() else [], 1):
+        try:
+            row = json.loads(line)
+            found[row["file"]] = Prompt(row["prompt"], attributes=row.get("attributes") or {})
+        except (json.JSONDecodeError, KeyError, TypeError):
+            raise InputError(f'{path}:{number}: a row needs "file" and "prompt"') from None
+    return found
+
+
+def from_parquet(path: Path) -> Iterator[tuple[str, Sample | str]]:
+    """Every row of a Parquet file with an ``image`` (bytes, or a struct with bytes) and a ``prompt`` column."""
+    if not path.is_file():
+        raise NotFoundError(f"no dataset {path}")
+    try:
+        table = pq.ParquetFile(path)
+    except pa.ArrowInvalid as error:
+        raise InputError(f"{path} is not a Parquet file: {error}") from None
+    if missing := {"image", "prompt"} - set(table.schema_arrow.names):
+        raise InputError(f"{path} has no column {', '.join(sorted(missing))}")
+    number = 0
+    for batch in table.iter_batches(BATCH, columns=["image", "prompt"]):
+        for row in batch.to_pylist():
+            name = f"row {number}"
+            number += 1
+            data = row["image"]["bytes"] if isinstance(row["image"], dict) else row["image"]
+            try:
+                picture = images.to_rgb(Image.open(io.BytesIO(data)))
+                yield name, Sample(Prompt(row["prompt"] or ""), image=picture)
+            except (OSError, TypeError, SyntaxError) as error:
+                yield name, f"{name} of {path} is not an image: {error}"
+
+
+def check(spec: str, folder: Path | None) -> int:
+    """Prints what ``reward check`` finds; 0 if the reward is fit to train on, else 1."""
+    reward = load(spec)
+    if folder is not None:
+        samples = [item for _, item in from_folder(folder) if isinstance(item, Sample)]
+    else:
+        from diffalign.worlds import brain_mr, emoji
+
+        world = brain_mr if "brain" in reward.name else emoji
+        scenes = [world.scene(seed) for seed in range(48)]
+        samples = [Sample(scene.prompt, image=scene.image) for scene in scenes]
+    report = check_reward(reward, samples)
+    click.echo(str(report))
+    return 0 if report.fit else 1

@@ -1,0 +1,332 @@
+"""The configuration of a run: every field, its default and its limits. Unknown fields are refused.
+
+A recipe or a file is YAML; ``--set a.b=c`` reaches every field. ``load`` turns both into a ``RunConfig``, and an error
+into one sentence with the file, the line and the nearest field.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+
+from diffalign.errors import ConfigError, NotFoundError
+
+
+class Section(BaseModel):
+    """A part of the configuration: frozen, and closed to unknown fields."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=False, use_attribute_docstrings=True)
+
+
+class RewardConfig(Section):
+    """One reward of the combination that is optimised."""
+
+    reward: str
+    """Name, ``NAME?arg=value``, or ``path.py:attr``."""
+    weight: float = 1.0
+    """Weight in the sum; negative to make less of it."""
+    center: float = 0.0
+    """Subtracted from the raw score before weighting (calibration)."""
+    scale: float = Field(1.0, gt=0)
+    """What the centred score is divided by (calibration)."""
+
+
+def _as_mapping(value: object) -> object:
+    return {"reward": value} if isinstance(value, str) else value
+
+
+RewardEntry = Annotated[RewardConfig, BeforeValidator(_as_mapping)]
+
+
+class PromptsConfig(Section):
+    """Where prompts come from, and which are kept for evaluation only."""
+
+    source: str
+    """``emoji`` or ``brain-mr`` (a world), or a file: ``.txt`` (one prompt a line) or ``.jsonl``."""
+    task: str = "all"
+    """Kind of prompt, for worlds that have several."""
+    train: int = Field(64, ge=1)
+    """Number of training prompts."""
+    held_out: int = Field(64, ge=1)
+    """Number of evaluation prompts. They never appear in training."""
+
+
+class AdapterConfig(Section):
+    """The LoRA that is trained (Hu et al. 2021)."""
+
+    rank: int = Field(4, ge=1)
+    alpha: float = Field(4.0, gt=0)
+    """Scale of the adapter is ``alpha / rank``."""
+    targets: Literal["attention", "all"] | list[str] = "attention"
+    """``attention`` (to_q, to_k, to_v, to_out.0, as in DDPO), ``all`` (convolutions and feed-forwards too), or names."""
+
+
+class SamplerConfig(Section):
+    """How images are sampled, in training and in evaluation alike."""
+
+    steps: int = Field(10, ge=1, le=1000)
+    """Number of denoising steps."""
+    eta: float = Field(1.0, ge=0, le=1)
+    """Share of the DDPM noise; 0 is deterministic and has no likelihood, so policy gradients refuse it."""
+    guidance_scale: float = Field(1.0, ge=0)
+    """Classifier-free guidance; 1 is none, and halves the work."""
+    batch_size: int = Field(32, ge=1)
+    """Images sampled at once; memory only, results do not depend on it beyond float rounding."""
+
+
+class ObjectiveConfig(Section):
+    """What is minimised."""
+
+    name: Literal["ppo-clip", "reinforce"] = "ppo-clip"
+    clip_range: float = Field(1e-4, gt=0, lt=1)
+    """PPO's clip of the per-step ratio. Image log-probabilities are means over latent elements, hence the small value."""
+    kl_coefficient: float = Field(0.0, ge=0)
+    """Weight of the closed-form KL to the reference model, per step; 0 does not compute it."""
+
+
+class CreditConfig(Section):
+    """From scores to advantages."""
+
+    rule: Literal["batch", "per-prompt", "group", "leave-one-out"] = "per-prompt"
+    clip: float = Field(5.0, gt=0)
+    """Advantages are clipped to ± this."""
+    buffer_size: int = Field(32, ge=2)
+    """Scores that ``per-prompt`` remembers of each prompt."""
+    min_count: int = Field(16, ge=1)
+    """Scores of a prompt below which ``per-prompt`` falls back on the epoch's statistics."""
+
+
+class TrainerConfig(Section):
+    """The training loop."""
+
+    epochs: int = Field(10, ge=0)
+    """Rounds of sampling and updating."""
+    samples_per_epoch: int = Field(64, ge=1)
+    samples_per_prompt: int = Field(1, ge=1)
+    """Samples of each prompt in an epoch; group credit needs at least 2."""
+    batch_size: int = Field(32, ge=1)
+    """Samples behind one optimiser update; divides ``samples_per_epoch``."""
+    micro_batch_size: int = Field(64, ge=1)
+    """Denoising steps in one forward and backward pass; memory only."""
+    inner_epochs: int = Field(1, ge=1)
+    """Passes over the samples of an epoch."""
+    timestep_fraction: float = Field(1.0, gt=0, le=1)
+    """Share of each sample's steps that is trained on, drawn anew per sample."""
+    learning_rate: float = Field(3e-4, gt=0)
+    weight_decay: float = Field(1e-4, ge=0)
+    max_grad_norm: float = Field(1.0, gt=0)
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass: less memory, more time."""
+    checkpoint_every: int = Field(1, ge=1)
+    """Epochs between checkpoints."""
+    keep_checkpoints: int = Field(2, ge=1)
+    """Checkpoints kept; older ones are removed."""
+
+    @model_validator(mode="after")
+    def _divides(self) -> TrainerConfig:
+        if self.samples_per_epoch % self.batch_size:
+            raise ValueError(
+                f"samples_per_epoch {self.samples_per_epoch} does not divide into batches of batch_size"
+                f" {self.batch_size}; nearest batch sizes that do: {_divisors(self.samples_per_epoch, self.batch_size)}"
+            )
+        if self.samples_per_epoch % self.samples_per_prompt:
+            raise ValueError(
+                f"samples_per_epoch {self.samples_per_epoch} does not divide into groups of samples_per_prompt"
+                f" {self.samples_per_prompt}; nearest group sizes that do:"
+                f" {_divisors(self.samples_per_epoch, self.samples_per_prompt)}"
+            )
+        return self
+
+
+class EvaluationConfig(Section):
+    """Measuring before and after, on held-out prompts, paired by prompt and seed."""
+
+    rewards: list[str] = []
+    """Rewards that are measured but not trained on."""
+    seeds_per_prompt: int = Field(2, ge=1)
+    every: int = Field(0, ge=0)
+    """Epochs between held-out measurements during training; 0 measures before and after only."""
+
+
+class RunConfig(Section):
+    """Everything that determines a run."""
+
+    name: str = "run"
+    seed: int = Field(0, ge=0)
+    model: str
+    """``embedded:NAME``, a local diffusers folder, or a hub id."""
+    rewards: list[RewardEntry] = Field(min_length=1)
+    prompts: PromptsConfig
+    adapter: AdapterConfig | None = AdapterConfig()
+    """The LoRA to train; null trains every weight of the denoiser."""
+    sampler: SamplerConfig = SamplerConfig()
+    objective: ObjectiveConfig = ObjectiveConfig()
+    credit: CreditConfig = CreditConfig()
+    trainer: TrainerConfig = TrainerConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+    device: str = "auto"
+    """``auto``, ``cpu``, ``cuda``, ``cuda:1``, ``mps``."""
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    """Arithmetic of the denoiser; log-probabilities are always fp32."""
+
+    @model_validator(mode="after")
+    def _coherent(self) -> RunConfig:
+        if self.sampler.eta == 0:
+            raise ValueError(
+                f"sampler.eta is 0: sampling without noise has no likelihood, which {self.objective.name} needs;"
+                " set sampler.eta above 0 (1 is the DDPM noise)"
+            )
+        if self.credit.rule in ("group", "leave-one-out") and self.trainer.samples_per_prompt < 2:
+            raise ValueError(
+                f"credit.rule {self.credit.rule} compares the samples of one prompt: set trainer.samples_per_prompt"
+                " to 2 or more"
+            )
+        return self
+
+
+def _divisors(total: int, near: int) -> str:
+    divisors = sorted((d for d in range(1, total + 1) if total % d == 0), key=lambda d: abs(d - near))
+    return ", ".join(str(d) for d in sorted(divisors[:3]))
+
+
+def load(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
+    """The configuration in a YAML file, with ``a.b=c`` overrides on top.
+
+    Raises NotFoundError if the file is missing, and ConfigError with file and line for anything wrong in it.
+    """
+    if not path.is_file():
+        raise NotFoundError(f"no configuration file {path}")
+    text = path.read_text(encoding="utf-8")
+    try:
+        node = yaml.compose(text, Loader=yaml.SafeLoader)
+        data = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f"{path}:{mark.line + 1}" if mark else str(path)
+        raise ConfigError(f"{where}: not valid YAML: {getattr(error, 'problem', None) or error}") from None
+    if not isinstance(data, dict):
+        raise ConfigError(f"{path}: a configuration is a mapping of fields, such as 'model: embedded:emoji'")
+    origin = {field: f"{path}:{line}" for field, line in _lines(node).items()}
+    for override in overrides:
+        _override(data, override, origin)
+    return parse(data, origin)
+
+
+def parse(data: Mapping[str, Any], origin: Mapping[str, str] | None = None) -> RunConfig:
+    """A configuration from plain data. ``origin`` says where each dotted field stands, for messages."""
+    try:
+        return RunConfig.model_validate(data)
+    except ValidationError as error:
+        raise ConfigError(_sentence(error, origin or {})) from None
+
+
+def dump(config: RunConfig) -> str:
+    """The fully resolved configuration as YAML."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def _override(data: dict[str, Any], override: str, origin: dict[str, str]) -> None:
+    field, equals, value = override.partition("=")
+    if not equals or not field.strip():
+        raise ConfigError(f"--set {override}: write it as field=value, such as trainer.epochs=20")
+    keys = field.strip().split(".")
+    target: Any = data
+    for i, key in enumerate(keys[:-1]):
+        if isinstance(target, list):
+            index = _index(key, target, override)
+            target[index] = target = _as_mapping(target[index])
+        else:
+            inner = target.get(key)
+            target[key] = inner = {} if inner is None else inner
+            target = inner
+        if not isinstance(target, dict | list):
+            raise ConfigError(f"--set {override}: {'.'.join(keys[: i + 1])} is a value, it has no fields")
+    try:
+        parsed = yaml.safe_load(value)
+    except yaml.YAMLError:
+        parsed = value
+    # YAML 1.1 reads 1e-4 as text: it wants a dot before the exponent.
+    if isinstance(parsed, str):
+        try:
+            parsed = float(parsed)
+        except ValueError:
+            pass
+    if isinstance(target, list):
+        target[_index(keys[-1], target, override)] = parsed
+    else:
+        target[keys[-1]] = parsed
+    dotted = ".".join(keys)
+    stood = origin.get(dotted)
+    origin[dotted] = f"--set {override}" + (f" (in place of {stood})" if stood else "")
+
+
+def _index(key: str, items: list[Any], override: str) -> int:
+    if key.isdigit() and int(key) < len(items):
+        return int(key)
+    raise ConfigError(f"--set {override}: {key!r} is not an index from 0 to {len(items) - 1}")
+
+
+def _lines(node: yaml.Node | None, prefix: str = "") -> dict[str, int]:
+    """The 1-based line of every dotted field below a YAML node."""
+    lines: dict[str, int] = {}
+    children: list[tuple[str, yaml.Node, int]] = []
+    if isinstance(node, yaml.MappingNode):
+        children = [(key.value, value, key.start_mark.line) for key, value in node.value]
+    elif isinstance(node, yaml.SequenceNode):
+        children = [(str(i), value, value.start_mark.line) for i, value in enumerate(node.value)]
+    for key, value, line in children:
+        lines[f"{prefix}{key}"] = line + 1
+        lines |= _lines(value, f"{prefix}{key}.")
+    return lines
+
+
+def _sentence(error: ValidationError, origin: Mapping[str, str]) -> str:
+    first = error.errors()[0]
+    location = [str(part) for part in first["loc"]]
+    dotted = ".".join(location)
+    if first["type"] == "extra_forbidden":
+        known = _fields(location[:-1])
+        near = difflib.get_close_matches(location[-1], known, n=1, cutoff=0.5) or difflib.get_close_matches(
+            location[-1], [name.rpartition(".")[2] for name in _all_fields()], n=1, cutoff=0.6
+        )
+        full = [name for name in _all_fields() if near and name.rpartition(".")[2] == near[0]]
+        stands = f" ({origin[full[0]]})" if full and full[0] in origin and not origin[full[0]].startswith("--") else ""
+        hint = f"; did you mean {full[0]}{stands}?" if full else f"; fields here: {', '.join(known)}"
+        return f"{_where(dotted, origin)}unknown field {dotted}{hint}"
+    reason = str(first["msg"]).removeprefix("Value error, ")
+    given = "" if first["type"] in ("value_error", "missing") else f" (given: {first['input']!r})"
+    return f"{_where(dotted, origin)}{dotted + ': ' if dotted else ''}{reason[0].lower() + reason[1:]}{given}"
+
+
+def _where(dotted: str, origin: Mapping[str, str]) -> str:
+    while dotted and dotted not in origin:
+        dotted = dotted.rpartition(".")[0]
+    return f"{origin[dotted]}: " if dotted else ""
+
+
+def _fields(path: Sequence[str], model: type[BaseModel] = RunConfig) -> list[str]:
+    for part in path:
+        if part.isdigit() or part not in model.model_fields:
+            continue
+        model = _section(model.model_fields[part].annotation) or model
+    return list(model.model_fields)
+
+
+def _section(annotation: Any) -> type[BaseModel] | None:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    return next((found for part in get_args(annotation) if (found := _section(part))), None)
+
+
+def _all_fields(model: type[BaseModel] = RunConfig, prefix: str = "") -> list[str]:
+    names: list[str] = []
+    for name, field in model.model_fields.items():
+        names.append(prefix + name)
+        if section := _section(field.annotation):
+            names += _all_fields(section, f"{prefix}{name}.")
+    return names

@@ -1,0 +1,97 @@
+"""From scores to advantages.
+
+Shape legend: ``N`` samples of an epoch. A NaN score (a failed judgement) gets advantage 0 and counts in no statistic.
+Standard deviations are population ones. Every rule returns float32 ``(N,)``.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+
+import torch
+from torch import Tensor
+
+EPSILON = 1e-6
+
+
+def batch(scores: Tensor, keys: Sequence[str]) -> Tensor:
+    """Standardised over all samples of the epoch."""
+    return _standardised(scores, scores)
+
+
+def group(scores: Tensor, keys: Sequence[str]) -> Tensor:
+    """Standardised within the samples of one prompt (GRPO, Shao et al. 2024, eq. in 4.1.2).
+
+    A prompt whose samples all score the same teaches nothing: its advantages are 0.
+    """
+    return _per_group(scores, keys, lambda own: _standardised(own, own))
+
+
+def leave_one_out(scores: Tensor, keys: Sequence[str]) -> Tensor:
+    """Each score minus the mean of the *other* samples of its prompt (RLOO, Kool et al. 2019; Ahmadian et al. 2024).
+
+    Not divided by a deviation: unbiased. A prompt with a single sample gets 0.
+    """
+
+    def rule(own: Tensor) -> Tensor:
+        known = own.isfinite()
+        if known.sum() < 2:
+            return torch.zeros_like(own)
+        total = own[known].sum()
+        return (own - (total - own) / (known.sum() - 1)).nan_to_num(0.0)
+
+    return _per_group(scores, keys, rule)
+
+
+class PerPromptStatistics:
+    """DDPO's tracker: each prompt's scores are standardised by the last scores of that prompt.
+
+    Black et al. 2023, section 5.1. While a prompt has fewer than ``min_count`` scores, the epoch's statistics stand in.
+    """
+
+    def __init__(self, buffer_size: int = 32, min_count: int = 16) -> None:
+        self.buffer_size, self.min_count = buffer_size, min_count
+        self.buffers: dict[str, deque[float]] = {}
+
+    def __call__(self, scores: Tensor, keys: Sequence[str]) -> Tensor:
+        """Adds the scores to the buffers, then standardises them."""
+        for score, key in zip(scores.tolist(), keys, strict=True):
+            if score == score:
+                self.buffers.setdefault(key, deque(maxlen=self.buffer_size)).append(score)
+        advantages = torch.empty_like(scores)
+        for key, index in _groups(keys).items():
+            buffer = self.buffers.get(key, ())
+            known = scores if len(buffer) < self.min_count else torch.tensor(list(buffer))
+            advantages[index] = _standardised(scores[index], known)
+        return advantages
+
+    def state_dict(self) -> dict[str, list[float]]:
+        """The buffers, as plain data."""
+        return {key: list(buffer) for key, buffer in self.buffers.items()}
+
+    def load_state_dict(self, state: dict[str, Iterable[float]]) -> None:
+        """Takes the buffers of ``state_dict``."""
+        self.buffers = {key: deque(values, maxlen=self.buffer_size) for key, values in state.items()}
+
+
+def _standardised(scores: Tensor, known: Tensor) -> Tensor:
+    known = known[known.isfinite()]
+    if len(known) == 0:
+        return torch.zeros_like(scores)
+    centred = scores - known.mean()
+    return (centred / (known.std(correction=0) + EPSILON)).nan_to_num(0.0)
+
+
+def _groups(keys: Sequence[str]) -> dict[str, Tensor]:
+    rows: dict[str, list[int]] = {}
+    for row, key in enumerate(keys):
+        rows.setdefault(key, []).append(row)
+    return {key: torch.tensor(index) for key, index in rows.items()}
+
+
+def _per_group(scores: Tensor, keys: Sequence[str], rule: Callable[[Tensor], Tensor]) -> Tensor:
+    advantages = torch.empty_like(scores)
+    for index in _groups(keys).values():
+        advantages[index] = rule(scores[index])
+    return advantages

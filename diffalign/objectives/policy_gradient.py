@@ -1,0 +1,56 @@
+"""Policy-gradient objectives: what to minimise, given how likely the recorded steps are now and how good they were.
+
+Shape legend: ``B`` rows, ``K`` steps of a row. Every function returns a per-step loss ``(B, K)``, 0 where ``mask`` is
+False, and metrics: float32 scalars, means over the steps that ``mask`` keeps. The caller averages the loss.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+Metrics = dict[str, Tensor]
+
+
+def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
+    """Mean of ``values`` where ``mask`` is True; 0 where it is False everywhere."""
+    return (values * mask).sum() / mask.sum().clamp(min=1)
+
+
+def reinforce(
+    log_probs: Tensor, old_log_probs: Tensor, advantages: Tensor, mask: Tensor
+) -> tuple[Tensor, Metrics]:
+    """Score-function gradient, ``-A log p`` (Williams 1992; DDPO-SF, Black et al. 2023, eq. 4).
+
+    Valid for one update per batch only: it does not correct for a policy that has moved since the rollout.
+    ``log_probs``, ``old_log_probs``, ``mask`` are ``(B, K)``, ``advantages`` is ``(B,)``.
+    """
+    loss = -advantages[:, None] * log_probs * mask
+    return loss, _drift(log_probs.detach() - old_log_probs, mask)
+
+
+def ppo_clip(
+    log_probs: Tensor, old_log_probs: Tensor, advantages: Tensor, mask: Tensor, *, clip_range: float
+) -> tuple[Tensor, Metrics]:
+    """Clipped importance-weighted gradient per step, ``max(-A r, -A clip(r, 1 - c, 1 + c))`` with
+    ``r = exp(log p - log p_old)`` (Schulman et al. 2017, eq. 7; DDPO-IS, Black et al. 2023, eq. 5).
+
+    ``clip_range`` is not portable between modalities: about 1e-4 for images, whose log-probabilities are means over
+    latent elements, and 0.2 for text. ``log_probs``, ``old_log_probs``, ``mask`` are ``(B, K)``, ``advantages``
+    ``(B,)``.
+    """
+    log_ratio = log_probs - old_log_probs
+    ratio = log_ratio.exp()
+    clipped = ratio.clamp(1 - clip_range, 1 + clip_range)
+    advantages = advantages[:, None]
+    loss = torch.maximum(-advantages * ratio, -advantages * clipped) * mask
+    metrics = _drift(log_ratio.detach(), mask)
+    metrics["clip_fraction"] = masked_mean(((ratio.detach() - 1).abs() > clip_range).float(), mask)
+    return loss, metrics
+
+
+def _drift(log_ratio: Tensor, mask: Tensor) -> Metrics:
+    return {
+        "ratio": masked_mean(log_ratio.exp(), mask),
+        "approx_kl": masked_mean(0.5 * log_ratio**2, mask),
+    }

@@ -1,0 +1,197 @@
+"""A run on disk: configuration, environment, metrics, checkpoints. Nothing is ever half-written.
+
+Files are written beside their place, flushed to the disk, and renamed; a checkpoint counts only once its folder has
+its final name. A process killed at any moment leaves the last complete checkpoint.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import platform
+import shutil
+import subprocess
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from diffalign.config import RunConfig, dump
+from diffalign.errors import ConfigError, NotFoundError, RefusedError
+
+PACKAGES = ("diffalign", "torch", "diffusers", "transformers", "accelerate", "peft", "open_clip_torch", "pillow", "numpy")
+
+
+@contextmanager
+def disk_errors(doing: str) -> Iterator[None]:
+    """Turns a full or read-only disk into one sentence."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES):
+            what = os.strerror(error.errno).lower()
+            raise RefusedError(f"{doing}: {what}; what was written before is intact") from error
+        raise
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a text file whole or not at all."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    with disk_errors(f"cannot write {path}"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with temporary.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+
+
+@contextmanager
+def new_folder(path: Path) -> Iterator[Path]:
+    """A folder to fill, which takes the name ``path`` only once it is complete."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    with disk_errors(f"cannot write {path}"):
+        temporary.mkdir(parents=True)
+        try:
+            yield temporary
+            for file in temporary.rglob("*"):
+                if file.is_file():
+                    with file.open("rb") as handle:
+                        os.fsync(handle.fileno())
+            if path.exists():
+                shutil.rmtree(path)
+            temporary.replace(path)
+        except BaseException:
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise
+
+
+def unused_folder(base: Path) -> Path:
+    """``base``, or ``base-2``, ``base-3``, … : the first that does not exist."""
+    path, number = base, 1
+    while path.exists():
+        number += 1
+        path = base.with_name(f"{base.name}-{number}")
+    return path
+
+
+class Run:
+    """A run directory."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    @classmethod
+    def create(cls, path: Path, config: RunConfig) -> Run:
+        """Starts a run in a new or empty folder."""
+        if path.is_dir() and any(path.iterdir()):
+            raise ConfigError(f"output folder {path} is not empty: choose another --out, or continue it with --resume")
+        if path.exists() and not path.is_dir():
+            raise ConfigError(f"output {path} is a file, not a folder")
+        run = cls(path)
+        write_text(path / "config.yaml", dump(config))
+        return run
+
+    @classmethod
+    def open(cls, path: Path) -> Run:
+        """An existing run."""
+        if not (path / "config.yaml").is_file():
+            raise NotFoundError(f"{path} is not a run directory: it has no config.yaml")
+        return cls(path)
+
+    def write_environment(self, seed: int, hashes: Mapping[str, str]) -> None:
+        """Versions, git revision, hardware, seed, and the hashes of base model and rewards."""
+        write_text(self.path / "environment.json", json.dumps(environment(seed, hashes), indent=2) + "\n")
+
+    def log(self, step: int, values: Mapping[str, float]) -> None:
+        """Adds a line to ``metrics.jsonl``."""
+        line = json.dumps({"step": step, "time": round(time.time(), 3), **values})
+        with disk_errors(f"cannot write {self.path / 'metrics.jsonl'}"), (self.path / "metrics.jsonl").open("a") as file:
+            file.write(line + "\n")
+
+    def metrics(self) -> list[dict[str, float]]:
+        """The lines of ``metrics.jsonl``; a last line cut off by a crash is left out."""
+        path = self.path / "metrics.jsonl"
+        rows = []
+        for line in path.read_text().splitlines() if path.exists() else []:
+            try:
+                rows.append(json.loads(line))
+            except json.JSONDecodeError:
+                break
+        return rows
+
+    def rewind(self, step: int) -> None:
+        """Drops the metrics after ``step``, so that a resumed run does not report them twice."""
+        kept = [json.dumps(row) for row in self.metrics() if row["step"] <= step]
+        write_text(self.path / "metrics.jsonl", "".join(line + "\n" for line in kept))
+
+    def checkpoints(self) -> list[Path]:
+        """Complete checkpoints, oldest first."""
+        found = (self.path / "checkpoints").glob("step-*")
+        return sorted((p for p in found if p.name[5:].isdigit()), key=lambda p: int(p.name[5:]))
+
+    def save_checkpoint(self, step: int, state: Mapping[str, Any], keep: int) -> Path:
+        """Writes everything that a bit-exact resume needs, then removes all but the last ``keep`` checkpoints."""
+        path = self.path / "checkpoints" / f"step-{step}"
+        with new_folder(path) as folder:
+            torch.save(dict(state), folder / "state.pt")
+        for old in self.checkpoints()[:-keep]:
+            shutil.rmtree(old)
+        return path
+
+    def load_checkpoint(self) -> dict[str, Any] | None:
+        """The last complete checkpoint's state on the CPU, or None."""
+        paths = self.checkpoints()
+        if not paths:
+            return None
+        state: dict[str, Any] = torch.load(paths[-1] / "state.pt", map_location="cpu", weights_only=True)
+        return state
+
+
+def environment(seed: int, hashes: Mapping[str, str]) -> dict[str, Any]:
+    """What a run ran on."""
+    versions = {}
+    for package in PACKAGES:
+        try:
+            versions[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            versions[package] = "not installed"
+    cuda = torch.cuda.is_available()
+    return {
+        "python": platform.python_version(),
+        "versions": versions,
+        "git": _git_revision(),
+        "hardware": {
+            "system": f"{platform.system()} {platform.machine()}",
+            "processor_cores": os.cpu_count(),
+            "threads": torch.get_num_threads(),
+            "accelerator": torch.cuda.get_device_name() if cuda else None,
+        },
+        "seed": seed,
+        "hashes": dict(hashes),
+    }
+
+
+def hash_files(paths: Iterator[Path] | list[Path]) -> str:
+    """SHA-256 over the names and bytes of files, in the order of their names."""
+    digest = hashlib.sha256()
+    for path in sorted(paths):
+        digest.update(path.name.encode())
+        with path.open("rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()
+
+
+def _git_revision() -> str | None:
+    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=12"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return None

@@ -1,0 +1,147 @@
+"""The vocabulary of diffalign: read this file first.
+
+Shape legend: ``B`` samples in a batch, ``S`` steps of one sample (denoising transitions of an image, tokens of a
+text), ``R`` rewards in a combination.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Literal, Protocol, runtime_checkable
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from PIL.Image import Image
+    from torch import Tensor, device
+    from torch.nn import Parameter
+
+Modality = Literal["image", "text"]
+Capability = Literal["step_log_probs", "log_likelihood", "step_kl", "reference", "differentiable_sampling"]
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """What a generator is asked for."""
+
+    text: str
+    id: str = ""
+    """Stable name of the prompt; statistics are kept per id. Empty means: the text is the id."""
+    attributes: Mapping[str, object] = field(default_factory=dict)
+    """The table row behind the text (what a checker verifies), if there is one."""
+    negative: str = ""
+    """Text for the unconditional branch of classifier-free guidance."""
+
+    @property
+    def key(self) -> str:
+        """The id, or the text where no id was given."""
+        return self.id or self.text
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One generated thing and where it came from. Exactly one of ``image`` and ``text`` is set."""
+
+    prompt: Prompt
+    image: Image | None = None
+    """8-bit RGB. Rewards see the same pixels that a file on disk would hold."""
+    text: str | None = None
+    seed: int = 0
+    evidence: Mapping[str, object] = field(default_factory=dict)
+    """Facts that only the reward may see, never the policy."""
+
+
+@dataclass(frozen=True, slots=True)
+class Scores:
+    """What a reward says of ``B`` samples. A NaN is a failed judgement of that one sample, never a zero."""
+
+    total: Tensor
+    """float32 ``(B,)``, the number that is optimised."""
+    parts: Mapping[str, Tensor] = field(default_factory=dict)
+    """The breakdown, each float32 ``(B,)``: per reward of a combination, or per attribute of a checker."""
+
+
+@runtime_checkable
+class Reward(Protocol):
+    """Judges samples. The score of a sample depends on that sample alone, never on its batch."""
+
+    name: str
+    modality: Modality
+    unit: str
+    """Unit of ``Scores.total``, such as ``kB``, ``fraction`` or ``cosine``."""
+    range: tuple[float, float]
+    """Lowest and highest value the score can take; infinities where it has no bound."""
+    higher_is_better: bool
+
+    def __call__(self, samples: Sequence[Sample]) -> Scores:
+        """Scores of the samples, in their order."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Rollout:
+    """A batch of samples with what is needed to recompute how likely each of their steps was."""
+
+    samples: tuple[Sample, ...]
+    log_probs: Tensor
+    """float32 ``(B, S)``: log-probability of each recorded step under the policy that sampled it."""
+    mask: Tensor
+    """bool ``(B, S)``: False where a step has no likelihood (a deterministic last step, padding)."""
+    state: Mapping[str, Tensor]
+    """Batch-first tensors that the policy recorded (latents, timesteps, tokens); opaque to the engine."""
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def take(self, index: Tensor) -> Rollout:
+        """The sub-batch at ``index``, an int64 ``(B',)`` tensor."""
+        return replace(
+            self,
+            samples=tuple(self.samples[i] for i in index.tolist()),
+            log_probs=self.log_probs[index],
+            mask=self.mask[index],
+            state={name: tensor[index.to(tensor.device)] for name, tensor in self.state.items()},
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class StepLikelihood:
+    """A policy's answer about recorded steps."""
+
+    log_probs: Tensor
+    """float32 ``(B, K)`` with gradient."""
+    kl: Tensor | None = None
+    """float32 ``(B, K)`` with gradient: closed-form KL of each step to the reference, where it was asked for."""
+
+
+class Policy(Protocol):
+    """A generator that can be aligned."""
+
+    name: str
+    modality: Modality
+    capabilities: frozenset[Capability]
+    device: device
+    batch_size: int
+    """Samples that fit into one rollout."""
+
+    def rollout(self, prompts: Sequence[Prompt], seeds: Sequence[int]) -> Rollout:
+        """Samples one thing per prompt; sample ``i`` depends on ``prompts[i]`` and ``seeds[i]`` alone."""
+        ...
+
+    def step_log_probs(self, rollout: Rollout, steps: Tensor, *, kl: bool = False) -> StepLikelihood:
+        """Log-probabilities of steps ``(B, K)`` (indices into ``S``, int64) of a rollout under the current weights."""
+        ...
+
+    def reference(self) -> AbstractContextManager[None]:
+        """Inside it the policy is the model that training started from."""
+        ...
+
+    def trainable(self) -> Mapping[str, Parameter]:
+        """The parameters that training changes, by stable name."""
+        ...
+
+    def save(self, run: Path) -> Path:
+        """Writes what was trained below ``run`` (``adapter/`` or ``model/``), whole or not at all, and returns it."""
+        ...

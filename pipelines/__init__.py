@@ -1,0 +1,1 @@
+"""What is aligned: policies over diffusers and transformers models."""

@@ -1,0 +1,215 @@
+"""A policy over a diffusion model: samples images step by step, and says how likely each step was.
+
+Shape legend: ``B`` samples, ``S`` sampling steps, ``K`` of them asked about, ``C H W`` latents, ``L D`` text.
+
+The last step. A schedule may end without noise (then its standard deviation is 0: the step is deterministic, has no
+likelihood, and is masked out) or with a little (Stable Diffusion's own, 0.02 at eta 1: an ordinary step).
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from pathlib import Path
+
+import torch
+from diffusers.training_utils import _collate_lora_metadata
+from peft import LoraConfig
+from peft.utils import get_peft_model_state_dict
+from torch import Tensor, nn
+
+from diffalign import denoising, images
+from diffalign.config import AdapterConfig, SamplerConfig
+from diffalign.errors import ConfigError
+from diffalign.runs import new_folder
+from diffalign.types import Capability, Modality, Prompt, Rollout, Sample, StepLikelihood
+from pipelines.families import Family
+
+ATTENTION = ["to_q", "to_k", "to_v", "to_out.0"]
+EVERYTHING = [*ATTENTION, "proj_in", "proj_out", "ff.net.0.proj", "ff.net.2", "conv1", "conv2", "conv_shortcut"]
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+class DiffusionPolicy:
+    """A text-to-image diffusion model that can be aligned."""
+
+    modality: Modality = "image"
+    capabilities: frozenset[Capability] = frozenset({"step_log_probs", "step_kl", "reference"})
+
+    def __init__(
+        self,
+        family: Family,
+        *,
+        name: str = "diffusion",
+        adapter: AdapterConfig | None = None,
+        full: bool = False,
+        sampler: SamplerConfig | None = None,
+        device: torch.device | str = "cpu",
+        precision: str = "fp32",
+        gradient_checkpointing: bool = False,
+        seed: int = 0,
+    ) -> None:
+        """Trains a LoRA (``adapter``), every weight of the denoiser (``full``), or nothing (sampling only)."""
+        self.family, self.name = family, name
+        self.sampler = sampler or SamplerConfig()
+        self.device = torch.device(device)
+        self.batch_size = self.sampler.batch_size
+        self.precision = DTYPES[precision]
+        self.adapter = adapter
+        self._frozen: nn.Module | None = None
+        self._text: dict[str, Tensor] = {}
+        pipeline = family.pipeline
+        for module in (pipeline.vae, pipeline.text_encoder, family.denoiser):
+            module.requires_grad_(False).eval().to(self.device)
+        timesteps, before, after = family.schedule(self.sampler.steps)
+        self.timesteps = timesteps.to(self.device)
+        self.signal, self.next_signal = before.to(self.device), after.to(self.device)
+        self.std = denoising.ddim_std(self.signal, self.next_signal, self.sampler.eta)
+        if adapter:
+            self._add_adapter(adapter, seed)
+        elif full:
+            self._frozen = copy.deepcopy(family.denoiser)
+            family.denoiser.requires_grad_(True)
+        if gradient_checkpointing:
+            family.denoiser.enable_gradient_checkpointing()  # type: ignore[operator]
+            family.denoiser.train()  # diffusers checkpoints in training mode only; no layer here has dropout
+
+    def _add_adapter(self, adapter: AdapterConfig, seed: int) -> None:
+        targets = {"attention": ATTENTION, "all": EVERYTHING}.get(str(adapter.targets), adapter.targets)
+        config = LoraConfig(
+            r=adapter.rank, lora_alpha=adapter.alpha, init_lora_weights="gaussian", target_modules=targets
+        )
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            try:
+                self.family.denoiser.add_adapter(config)  # type: ignore[operator]
+            except ValueError as error:
+                raise ConfigError(f"adapter.targets {adapter.targets}: {error}") from None
+        for parameter in self.trainable().values():
+            parameter.data = parameter.data.float()
+
+    # -- sampling ---------------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def rollout(self, prompts: Sequence[Prompt], seeds: Sequence[int]) -> Rollout:
+        """See Policy. Latents are kept in float32, so that a replay sees exactly what sampling saw."""
+        noise = self._noise(seeds)
+        text, steps = self._encode(prompts), self.sampler.steps
+        path, log_probs = [noise[:, 0]], []
+        for step in range(steps):
+            mean, std = self._step_mean(path[-1], torch.full((len(prompts),), step, device=self.device), text)
+            path.append(mean + denoising.expand(std, mean) * noise[:, step + 1])
+            log_probs.append(denoising.log_density(path[-1], mean, std))
+        pictures = images.to_pil(self.family.decode(path[-1]))
+        samples = tuple(
+            Sample(prompt, image=image, seed=seed)
+            for prompt, image, seed in zip(prompts, pictures, seeds, strict=True)
+        )
+        mask = (self.std > 0).expand(len(prompts), steps)
+        return Rollout(samples, torch.stack(log_probs, 1), mask, {"latents": torch.stack(path, 1)})
+
+    def _noise(self, seeds: Sequence[int]) -> Tensor:
+        """All the noise of each sample, ``(B, S + 1, C, H, W)``, from its own seed: the same on every device."""
+        shape = (self.sampler.steps + 1, *self.family.latent_shape)
+        drawn = [torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
+        return torch.stack(drawn).to(self.device)
+
+    def _encode(self, prompts: Sequence[Prompt]) -> Tensor:
+        """Text conditioning ``(2B, L, D)`` (negative first) under guidance, else ``(B, L, D)``; encoded once a text."""
+        texts = [prompt.text for prompt in prompts]
+        if self.guided:
+            texts = [prompt.negative for prompt in prompts] + texts
+        if missing := list(dict.fromkeys(text for text in texts if text not in self._text)):
+            self._text.update(zip(missing, self.family.encode_text(missing), strict=True))
+        return torch.stack([self._text[text] for text in texts])
+
+    @property
+    def guided(self) -> bool:
+        """Whether classifier-free guidance is on (Ho & Salimans 2022)."""
+        return self.sampler.guidance_scale != 1
+
+    def _step_mean(self, latents: Tensor, steps: Tensor, text: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean ``(B, C, H, W)`` and deviation ``(B,)`` of the next latents; rollout and replay both come here."""
+        timesteps = self.timesteps[steps]
+        with torch.autocast(self.device.type, self.precision, enabled=self.precision != torch.float32):
+            if self.guided:
+                output = self.family.denoise(latents.repeat(2, 1, 1, 1), timesteps.repeat(2), text)
+            else:
+                output = self.family.denoise(latents, timesteps, text)
+        output = output.float()
+        if self.guided:
+            unconditional, conditional = output.chunk(2)
+            output = unconditional + self.sampler.guidance_scale * (conditional - unconditional)
+        clip = getattr(self.family, "clip", None)
+        clean, noise = denoising.clean_and_noise(
+            latents, output, self.signal[steps], self.family.prediction, clip=clip
+        )
+        std = self.std[steps]
+        return denoising.ddim_mean(clean, noise, self.next_signal[steps], std), std
+
+    # -- likelihood -------------------------------------------------------------------------------------------------
+
+    def step_log_probs(self, rollout: Rollout, steps: Tensor, *, kl: bool = False) -> StepLikelihood:
+        """See Policy. All ``B * K`` steps go through the denoiser in one batch."""
+        count, asked = steps.shape
+        rows = torch.arange(count).repeat_interleave(asked)
+        flat = steps.reshape(-1)
+        latents = rollout.state["latents"]
+        now, then = latents[rows, flat].to(self.device), latents[rows, flat + 1].to(self.device)
+        text = self._encode([rollout.samples[row].prompt for row in rows.tolist()])
+        flat = flat.to(self.device)
+        reference = None
+        if kl:
+            with torch.no_grad(), self.reference():
+                reference, _ = self._step_mean(now, flat, text)
+        mean, std = self._step_mean(now, flat, text)
+        log_probs = denoising.log_density(then, mean, std).reshape(count, asked)
+        if reference is None:
+            return StepLikelihood(log_probs)
+        return StepLikelihood(log_probs, denoising.gaussian_kl(mean, reference, std).reshape(count, asked))
+
+    def reference(self) -> AbstractContextManager[None]:
+        """See Policy: adapters off, or the frozen copy when every weight is trained."""
+        if self.adapter:
+            return self._adapters_off()
+        return self._swapped() if self._frozen is not None else nullcontext()
+
+    @contextmanager
+    def _adapters_off(self) -> Iterator[None]:
+        self.family.denoiser.disable_adapters()  # type: ignore[operator]
+        try:
+            yield
+        finally:
+            self.family.denoiser.enable_adapters()  # type: ignore[operator]
+
+    @contextmanager
+    def _swapped(self) -> Iterator[None]:
+        trained = self.family.denoiser
+        assert self._frozen is not None
+        self.family.denoiser = self._frozen
+        try:
+            yield
+        finally:
+            self.family.denoiser = trained
+
+    # -- what is trained --------------------------------------------------------------------------------------------
+
+    def trainable(self) -> Mapping[str, nn.Parameter]:
+        """See Policy."""
+        return {name: p for name, p in self.family.denoiser.named_parameters() if p.requires_grad}
+
+    def save(self, run: Path) -> Path:
+        """See Policy. The adapter loads with ``load_lora_weights``, the full model with ``from_pretrained``."""
+        pipeline = self.family.pipeline
+        if not self.adapter:
+            with new_folder(run / "model") as folder:
+                pipeline.save_pretrained(folder)
+            return run / "model"
+        with new_folder(run / "adapter") as folder:
+            pipeline.save_lora_weights(
+                folder,
+                unet_lora_layers=get_peft_model_state_dict(self.family.denoiser),
+                **_collate_lora_metadata({"unet": self.family.denoiser}),
+            )
+        return run / "adapter"

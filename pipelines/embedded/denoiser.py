@@ -1,0 +1,203 @@
+"""Trains an embedded text-to-image model on a world's scenes and writes it as a diffusers pipeline folder.
+
+``python -m pipelines.embedded.denoiser emoji --autoencoder build/autoencoder --out pipelines/embedded/emoji``
+
+The text encoder is a small CLIP text model that is trained together with the U-Net. The model predicts v under a
+noise schedule with zero terminal signal (Lin et al. 2023, "Common diffusion noise schedules and sample steps are
+flawed"), so that ten trailing steps suffice and plain backgrounds come out in the colour that was asked for.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from pathlib import Path
+
+import torch
+from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from torch import Tensor
+from torch.nn import functional as F
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+from pipelines.embedded import tokenizer as tokenizers
+from pipelines.embedded.data import scenes, to_model
+
+WIDTH = 128
+"""Width of the text encoder, and so of the U-Net's cross-attention."""
+
+
+def build_unet() -> UNet2DConditionModel:
+    """4.2 M parameters; attention at 8x8 and 4x4 only, where it is cheap."""
+    return UNet2DConditionModel(
+        sample_size=16,
+        in_channels=4,
+        out_channels=4,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+        block_out_channels=(32, 64, 128),
+        layers_per_block=1,
+        cross_attention_dim=WIDTH,
+        attention_head_dim=4,
+        norm_num_groups=16,
+    )
+
+
+def build_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:
+    """Three layers of width 128."""
+    return CLIPTextModel(
+        CLIPTextConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=WIDTH,
+            intermediate_size=4 * WIDTH,
+            projection_dim=WIDTH,
+            num_hidden_layers=3,
+            num_attention_heads=4,
+            max_position_embeddings=tokenizer.model_max_length,
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+        )
+    )
+
+
+def build_scheduler() -> DDIMScheduler:
+    """1000 steps, zero terminal signal, v-prediction, trailing spacing."""
+    return DDIMScheduler(
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        prediction_type="v_prediction",
+        rescale_betas_zero_snr=True,
+        timestep_spacing="trailing",
+        clip_sample=False,
+    )
+
+
+@torch.no_grad()
+def encode(autoencoder: AutoencoderKL, images: Tensor, batch: int = 64) -> Tensor:
+    """Scaled latents ``(N, 4, 16, 16)`` of uint8 images, in half precision to save memory."""
+    means = [autoencoder.encode(to_model(chunk)).latent_dist.mode().half() for chunk in images.split(batch)]
+    return torch.cat(means) * autoencoder.config.scaling_factor
+
+
+class Trainer:
+    """The denoiser's training: state, one step, and files."""
+
+    def __init__(self, world: str, autoencoder: Path, work: Path, count: int) -> None:
+        self.world, self.work = world, work
+        self.autoencoder = AutoencoderKL.from_pretrained(autoencoder, torch_dtype=torch.float32).eval()
+        cache = work / f"latents-{world}-{count}.pt"
+        if cache.exists():
+            self.latents, self.captions = torch.load(cache, weights_only=True)
+        else:
+            work.mkdir(parents=True, exist_ok=True)
+            images, self.captions = scenes(world, count)
+            self.latents = encode(self.autoencoder, images)
+            torch.save((self.latents, self.captions), cache)
+        torch.manual_seed(0)
+        self.tokenizer = tokenizers.build(self.captions, work / f"tokenizer-{world}")
+        self.tokens = self.tokenizer(self.captions, padding="max_length", truncation=True, return_tensors="pt").input_ids
+        self.empty = self.tokenizer([""], padding="max_length", return_tensors="pt").input_ids[0]
+        self.unet = build_unet().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.text_encoder = build_text_encoder(self.tokenizer)
+        self.scheduler = build_scheduler()
+        self.parameters = [*self.unet.parameters(), *self.text_encoder.parameters()]
+        self.average = [p.detach().clone() for p in self.parameters]
+        self.optimiser = torch.optim.AdamW(self.parameters, lr=1e-3, weight_decay=0.01, betas=(0.9, 0.99))
+        self.steps = 0
+
+    def step(self, batch: int, rate: float) -> float:
+        """One update at learning rate ``rate``; returns the loss."""
+        self.optimiser.param_groups[0]["lr"] = rate
+        index = torch.randint(len(self.latents), (batch,))
+        clean, tokens = self.latents[index].float(), self.tokens[index]
+        tokens = torch.where(torch.rand(batch, 1) < 0.1, self.empty, tokens)
+        noise = torch.randn_like(clean)
+        timesteps = torch.randint(1000, (batch,))
+        noised = self.scheduler.add_noise(clean, noise, timesteps).contiguous(memory_format=torch.channels_last)
+        target = self.scheduler.get_velocity(clean, noise, timesteps)
+        loss = F.mse_loss(self.unet(noised, timesteps, self.text_encoder(tokens)[0]).sample, target)
+        self.optimiser.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(self.parameters, 1.0)
+        self.optimiser.step()
+        self.steps += 1
+        torch._foreach_lerp_(self.average, [p.detach() for p in self.parameters], 1 - min(0.999, 1 - 10 / (self.steps + 9)))
+        return loss.item()
+
+    def checkpoint(self) -> None:
+        """Writes everything that continues the training, whole or not at all."""
+        path = self.work / f"checkpoint-{self.world}.pt"
+        state = {
+            "parameters": [p.detach() for p in self.parameters],
+            "average": self.average,
+            "optimiser": self.optimiser.state_dict(),
+            "steps": self.steps,
+        }
+        torch.save(state, path.with_suffix(".tmp"))
+        path.with_suffix(".tmp").replace(path)
+
+    def resume(self) -> None:
+        """Continues from the last checkpoint, if there is one."""
+        path = self.work / f"checkpoint-{self.world}.pt"
+        if path.exists():
+            state = torch.load(path, weights_only=True)
+            for parameter, value in zip(self.parameters, state["parameters"], strict=True):
+                parameter.data.copy_(value)
+            self.average, self.steps = state["average"], state["steps"]
+            self.optimiser.load_state_dict(state["optimiser"])
+
+    def save(self, out: Path) -> None:
+        """Writes the averaged weights as a diffusers pipeline folder in half precision."""
+        trained = [p.detach().clone() for p in self.parameters]
+        for parameter, value in zip(self.parameters, self.average, strict=True):
+            parameter.data.copy_(value)
+        pipeline = StableDiffusionPipeline(
+            vae=self.autoencoder,
+            text_encoder=self.text_encoder,
+            tokenizer=self.tokenizer,
+            unet=self.unet,
+            scheduler=self.scheduler,
+            safety_checker=None,
+            feature_extractor=None,
+            requires_safety_checker=False,
+        )
+        pipeline.to(torch.float16).save_pretrained(out)
+        pipeline.to(torch.float32)
+        for parameter, value in zip(self.parameters, trained, strict=True):
+            parameter.data.copy_(value)
+
+
+def train(trainer: Trainer, out: Path, minutes: float, batch: int) -> None:
+    """Trains for a wall-clock budget: constant rate for the first half, then linearly to zero."""
+    start, losses, saved = time.monotonic(), [], 0.0
+    while (progress := (time.monotonic() - start) / (60 * minutes)) < 1:
+        rate = 1e-3 * min(1.0, (trainer.steps + 1) / 200, max(0.01, 2 - 2 * progress))
+        losses.append(trainer.step(batch, rate))
+        if trainer.steps % 100 == 0:
+            print(f"step {trainer.steps} minute {progress * minutes:.1f} loss {sum(losses) / len(losses):.4f}", flush=True)
+            losses.clear()
+        if time.monotonic() - saved > 300:
+            saved = time.monotonic()
+            trainer.checkpoint()
+            trainer.save(out)
+    trainer.checkpoint()
+    trainer.save(out)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("world", choices=["emoji", "brain-mr"])
+    parser.add_argument("--autoencoder", type=Path, required=True)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--work", type=Path, default=Path("build"))
+    parser.add_argument("--minutes", type=float, default=90)
+    parser.add_argument("--batch", type=int, default=64)
+    parser.add_argument("--scenes", type=int, default=40000)
+    parser.add_argument("--threads", type=int, default=1)
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    torch.set_flush_denormal(True)
+    job = Trainer(arguments.world, arguments.autoencoder, arguments.work, arguments.scenes)
+    job.resume()
+    train(job, arguments.out, arguments.minutes, arguments.batch)
