@@ -37,7 +37,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 		echo "diffalign needs Python 3.11 or newer; '$(PYTHON)' is $$("$(PYTHON)" --version 2>&1)." >&2; \
 		echo "Name a newer one: make PYTHON=/path/to/python3.11" >&2; \
 		exit 1; }
-	@echo "Installing into $(VENV): a few minutes and about 6 GB, once."
+	@echo "Installing into $(VENV): a few minutes and about 7 GB, once."
 	@"$(PYTHON)" -m venv $(VENV) || { \
 		echo "'$(PYTHON)' cannot make a virtual environment. On Debian and Ubuntu: apt-get install python3-venv" >&2; \
 		exit 1; }

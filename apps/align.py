@@ -159,8 +159,9 @@ def dry_run(recipe: str, overrides: Sequence[str]) -> None:
     updates = settings.inner_epochs * settings.samples_per_epoch // settings.batch_size
     evaluated = 2 * len(held_out) * config.evaluation.seeds_per_prompt
     trained = sum(p.numel() for p in policy.trainable().values())
+    size = sum(p.numel() for p in policy.family.denoiser.parameters())
     for label, value in {
-        "model": f"{config.model}, {sum(p.numel() for p in policy.family.denoiser.parameters()) / 1e6:.2f} M parameters",
+        "model": f"{config.model}, {size / 1e6:.2f} M parameters in the denoiser",
         "trained parameters": f"{trained:,}",
         "device": f"{policy.device}, {config.precision}",
         "prompts": f"{len(train)} to train on, {len(held_out)} held out",

@@ -14,7 +14,7 @@ from diffalign.errors import ConfigError, NotFoundError
 from diffalign.runs import hash_files
 from diffalign.types import Reward, Sample
 from pipelines.diffusion import DiffusionPolicy
-from pipelines.loading import load_family, locate
+from pipelines.loading import load_policy, locate
 from rewards.combine import Combined
 from rewards.registry import load as load_reward
 
@@ -55,9 +55,8 @@ def device(name: str) -> torch.device:
 
 def policy(config: RunConfig) -> DiffusionPolicy:
     """The model of a configuration, ready to be aligned."""
-    return DiffusionPolicy(
-        load_family(config.model),
-        name=config.model,
+    return load_policy(
+        config.model,
         adapter=config.adapter,
         full=config.adapter is None,
         sampler=config.sampler,
@@ -83,13 +82,17 @@ def held_out_rewards(config: RunConfig) -> list[Reward]:
 
 def features() -> Callable[[Sequence[Sample]], Tensor] | None:
     """The encoder behind the diversity: ``embedded:clip`` if it is there, else None (coarse pixels)."""
-    try:
-        clip = load_reward("clip")
-        encode: Callable[[Sequence[Sample]], Tensor] = clip.features  # type: ignore[attr-defined]
-        return encode
-    except NotFoundError as error:
-        log.warning("diversity is measured on coarse pixels: %s", error)
+    from rewards.clip import EMBEDDED, ClipReward
+
+    if not EMBEDDED.is_dir():
+        log.warning("diversity is measured on coarse pixels: embedded:clip is not installed")
         return None
+    clip = ClipReward()
+
+    def encode(samples: Sequence[Sample]) -> Tensor:
+        return clip.encode_images([sample.image for sample in samples if sample.image is not None])
+
+    return encode
 
 
 def hashes(config: RunConfig) -> dict[str, str]:

@@ -14,7 +14,7 @@ INTERVAL = 60.0
 
 
 class Status:
-    """Shows an overall count (epochs) and the stage that is running. Callable as ``on_progress(stage, done, total)``."""
+    """Shows the epochs and the stage that is running. Callable as ``on_progress(stage, done, total)``."""
 
     def __init__(self) -> None:
         self.console = Console(stderr=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -61,8 +62,8 @@ def write_pairs(folder: Path, outcome: Evaluation) -> None:
             {
                 "prompt": outcome.before[i].prompt.text,
                 "seed": outcome.before[i].seed,
-                "before": before if before == before else None,
-                "after": after if after == after else None,
+                "before": None if math.isnan(before) else before,
+                "after": None if math.isnan(after) else after,
             }
         )
     write_text(folder / "prompts.json", json.dumps(rows, indent=1, ensure_ascii=False) + "\n")

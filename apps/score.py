@@ -146,14 +146,7 @@ def from_parquet(path: Path) -> Iterator[tuple[str, Sample | str]]:
 def check(spec: str, folder: Path | None) -> int:
     """Prints what ``reward check`` finds; 0 if the reward is fit to train on, else 1."""
     reward = load(spec)
-    if folder is not None:
-        samples = [item for _, item in from_folder(folder) if isinstance(item, Sample)]
-    else:
-        from diffalign.worlds import brain_mr, emoji
-
-        world = brain_mr if "brain" in reward.name else emoji
-        scenes = [world.scene(seed) for seed in range(48)]
-        samples = [Sample(scene.prompt, image=scene.image) for scene in scenes]
+    samples = None if folder is None else [item for _, item in from_folder(folder) if isinstance(item, Sample)]
     report = check_reward(reward, samples)
     click.echo(str(report))
     return 0 if report.fit else 1

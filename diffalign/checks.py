@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from diffalign.types import Policy, Rollout, Scores
 
 RATIO_TOLERANCE = {"fp32": 0.0, "fp16": 2e-3, "bf16": 2e-2}
-"""Largest deviation of the on-policy ratio from 1 that a precision explains, for a replay of the rollout's own batch."""
+"""Largest deviation of the on-policy ratio from 1 that a precision explains, in a replay of the rollout's own batch."""
 
 
 def reward_is_usable(scores: Scores) -> None:

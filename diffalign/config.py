@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
@@ -47,7 +48,7 @@ class PromptsConfig(Section):
     """Where prompts come from, and which are kept for evaluation only."""
 
     source: str
-    """``emoji`` or ``brain-mr`` (a world), or a file: ``.txt`` (one prompt a line) or ``.jsonl``."""
+    """``emoji`` or ``brain-mr`` (worlds), ``animals`` (a list), or a ``.txt`` (a prompt a line) or ``.jsonl`` file."""
     task: str = "all"
     """Kind of prompt, for worlds that have several."""
     train: int = Field(64, ge=1)
@@ -63,7 +64,7 @@ class AdapterConfig(Section):
     alpha: float = Field(4.0, gt=0)
     """Scale of the adapter is ``alpha / rank``."""
     targets: Literal["attention", "all"] | list[str] = "attention"
-    """``attention`` (to_q, to_k, to_v, to_out.0, as in DDPO), ``all`` (convolutions and feed-forwards too), or names."""
+    """``attention`` (to_q, to_k, to_v, to_out.0, as in DDPO), ``all`` (also convolutions, feed-forward), or names."""
 
 
 class SamplerConfig(Section):
@@ -84,7 +85,7 @@ class ObjectiveConfig(Section):
 
     name: Literal["ppo-clip", "reinforce"] = "ppo-clip"
     clip_range: float = Field(1e-4, gt=0, lt=1)
-    """PPO's clip of the per-step ratio. Image log-probabilities are means over latent elements, hence the small value."""
+    """PPO's clip of the per-step ratio. Image log-probabilities are means over latent elements, so it is small."""
     kl_coefficient: float = Field(0.0, ge=0)
     """Weight of the closed-form KL to the reference model, per step; 0 does not compute it."""
 
@@ -227,7 +228,8 @@ def parse(data: Mapping[str, Any], origin: Mapping[str, str] | None = None) -> R
 
 def dump(config: RunConfig) -> str:
     """The fully resolved configuration as YAML."""
-    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+    text: str = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+    return text
 
 
 def _override(data: dict[str, Any], override: str, origin: dict[str, str]) -> None:
@@ -252,10 +254,8 @@ def _override(data: dict[str, Any], override: str, origin: dict[str, str]) -> No
         parsed = value
     # YAML 1.1 reads 1e-4 as text: it wants a dot before the exponent.
     if isinstance(parsed, str):
-        try:
+        with suppress(ValueError):
             parsed = float(parsed)
-        except ValueError:
-            pass
     if isinstance(target, list):
         target[_index(keys[-1], target, override)] = parsed
     else:
@@ -290,11 +290,12 @@ def _sentence(error: ValidationError, origin: Mapping[str, str]) -> str:
     location = [str(part) for part in first["loc"]]
     dotted = ".".join(location)
     if first["type"] == "extra_forbidden":
-        known = _fields(location[:-1])
-        near = difflib.get_close_matches(location[-1], known, n=1, cutoff=0.5) or difflib.get_close_matches(
-            location[-1], [name.rpartition(".")[2] for name in _all_fields()], n=1, cutoff=0.6
-        )
-        full = [name for name in _all_fields() if near and name.rpartition(".")[2] == near[0]]
+        known, names = _fields(location[:-1]), _all_fields()
+        here = difflib.get_close_matches(location[-1], known, n=1, cutoff=0.5)
+        anywhere = difflib.get_close_matches(location[-1], [name.rpartition(".")[2] for name in names], n=1)
+        full = [".".join([*location[:-1], near]) for near in here] or [
+            name for name in names if anywhere and name.rpartition(".")[2] == anywhere[0]
+        ]
         stands = f" ({origin[full[0]]})" if full and full[0] in origin and not origin[full[0]].startswith("--") else ""
         hint = f"; did you mean {full[0]}{stands}?" if full else f"; fields here: {', '.join(known)}"
         return f"{_where(dotted, origin)}unknown field {dotted}{hint}"

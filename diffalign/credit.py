@@ -6,6 +6,7 @@ Standard deviations are population ones. Every rule returns float32 ``(N,)``.
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 
@@ -57,7 +58,7 @@ class PerPromptStatistics:
     def __call__(self, scores: Tensor, keys: Sequence[str]) -> Tensor:
         """Adds the scores to the buffers, then standardises them."""
         for score, key in zip(scores.tolist(), keys, strict=True):
-            if score == score:
+            if math.isfinite(score):
                 self.buffers.setdefault(key, deque(maxlen=self.buffer_size)).append(score)
         advantages = torch.empty_like(scores)
         for key, index in _groups(keys).items():

@@ -1,9 +1,9 @@
-"""One stochastic denoising step and its log-density, as pure functions.
+r"""One stochastic denoising step and its log-density, as pure functions.
 
 Shape legend: ``B`` rows (each a sample at one step), ``... `` latent dimensions (``C H W``). All arithmetic is float32.
 
 Notation of Song et al. 2021, "Denoising diffusion implicit models" (DDIM): ``a`` is the cumulative signal
-:math:`\\bar\\alpha_t` of the current step, ``b`` that of the next, less noisy one.
+:math:`\bar\alpha_t` of the current step, ``b`` that of the next, less noisy one.
 """
 
 from __future__ import annotations

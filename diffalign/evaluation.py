@@ -40,7 +40,7 @@ class Evaluation:
 
     measures: Mapping[str, Measure]
     groups: NDArray[np.int64]
-    """``(N,)``: number of the prompt of each image; intervals resample prompts, since images of one are not independent."""
+    """``(N,)``: number of each image's prompt. Intervals resample prompts: images of one are not independent."""
     main: str
     """The measure that training optimised; win rate is by it."""
     diversity: tuple[float, float]
@@ -155,14 +155,10 @@ def _measures(
     for reward in (main, *others):
         first, second = reward(before), reward(after)
         pairs = {reward.name: (first.total, second.total)}
-        pairs |= {
-            name if reward is main else f"{reward.name}/{name}": (first.parts[name], second.parts[name])
-            for name in first.parts.keys() & second.parts.keys()
-        }
-        for name in sorted(pairs, key=lambda name: (name != reward.name, name)):
-            a, b = (values.double().cpu().numpy() for values in pairs[name])
-            known = reward is main or bool({reward.name, name, name.split("/")[0]} & trained_on)
-            measures.setdefault(name, Measure(a, b, known, reward.higher_is_better))
+        pairs |= {f"{reward.name}/{part}": (first.parts[part], second.parts[part]) for part in sorted(first.parts)}
+        for name, scores in pairs.items():
+            a, b = (values.double().cpu().numpy() for values in scores)
+            measures[name] = Measure(a, b, reward is main or reward.name in trained_on, reward.higher_is_better)
     return measures
 
 

@@ -1,4 +1,4 @@
-"""Where prompts come from: a world that ships with diffalign, or a file of one's own.
+"""Where prompts come from: a world or list that ships with diffalign, or a file of one's own.
 
 Training and held-out prompts never overlap.
 """
@@ -16,6 +16,8 @@ from diffalign.errors import ConfigError, InputError, NotFoundError
 from diffalign.seeds import derive
 from diffalign.types import Prompt
 
+LISTS = {"animals": Path(__file__).parent / "worlds" / "assets" / "animals.txt"}
+"""Plain lists that ship with diffalign: common animals, as in the prompts of the DDPO paper."""
 WORLDS = {"emoji": "diffalign.worlds.emoji", "brain-mr": "diffalign.worlds.brain_mr"}
 
 
@@ -28,7 +30,7 @@ def load(config: PromptsConfig, seed: int) -> tuple[list[Prompt], list[Prompt]]:
             world.prompts("train", config.train, seed, **options),
             world.prompts("held-out", config.held_out, seed, **options),
         )
-    prompts = read(Path(config.source).expanduser())
+    prompts = read(LISTS[config.source] if config.source in LISTS else Path(config.source).expanduser())
     if config.task != "all":
         raise ConfigError(f"prompts.task {config.task!r} is for worlds; a file of prompts has no tasks")
     if config.train + config.held_out > len(prompts):
@@ -48,8 +50,8 @@ def read(path: Path) -> list[Prompt]:
     Raises NotFoundError or InputError with the line that is wrong.
     """
     if not path.is_file():
-        known = ", ".join(WORLDS)
-        raise NotFoundError(f"no prompt file {path}; prompts.source is a world ({known}) or a .txt or .jsonl file")
+        known = ", ".join([*WORLDS, *LISTS])
+        raise NotFoundError(f"no prompt file {path}; prompts.source is one of {known}, or a .txt or .jsonl file")
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except UnicodeDecodeError:

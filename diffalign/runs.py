@@ -25,7 +25,17 @@ import torch
 from diffalign.config import RunConfig, dump
 from diffalign.errors import ConfigError, NotFoundError, RefusedError
 
-PACKAGES = ("diffalign", "torch", "diffusers", "transformers", "accelerate", "peft", "open_clip_torch", "pillow", "numpy")
+PACKAGES = (
+    "diffalign",
+    "torch",
+    "diffusers",
+    "transformers",
+    "accelerate",
+    "peft",
+    "open_clip_torch",
+    "pillow",
+    "numpy",
+)
 
 
 @contextmanager
@@ -113,7 +123,10 @@ class Run:
     def log(self, step: int, values: Mapping[str, float]) -> None:
         """Adds a line to ``metrics.jsonl``."""
         line = json.dumps({"step": step, "time": round(time.time(), 3), **values})
-        with disk_errors(f"cannot write {self.path / 'metrics.jsonl'}"), (self.path / "metrics.jsonl").open("a") as file:
+        with (
+            disk_errors(f"cannot write {self.path / 'metrics.jsonl'}"),
+            (self.path / "metrics.jsonl").open("a") as file,
+        ):
             file.write(line + "\n")
 
     def metrics(self) -> list[dict[str, float]]:

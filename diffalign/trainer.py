@@ -33,7 +33,7 @@ CREDIT_RULES: dict[str, Callable[[Tensor, Sequence[str]], Tensor]] = {
 }
 
 
-class Interrupted(Exception):  # noqa: N818 - it is a request, not a fault
+class Interrupted(Exception):
     """Ctrl-C was pressed; the state was saved."""
 
 

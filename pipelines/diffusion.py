@@ -103,8 +103,7 @@ class DiffusionPolicy:
             log_probs.append(denoising.log_density(path[-1], mean, std))
         pictures = images.to_pil(self.family.decode(path[-1]))
         samples = tuple(
-            Sample(prompt, image=image, seed=seed)
-            for prompt, image, seed in zip(prompts, pictures, seeds, strict=True)
+            Sample(prompt, image=image, seed=seed) for prompt, image, seed in zip(prompts, pictures, seeds, strict=True)
         )
         mask = (self.std > 0).expand(len(prompts), steps)
         return Rollout(samples, torch.stack(log_probs, 1), mask, {"latents": torch.stack(path, 1)})
@@ -142,9 +141,7 @@ class DiffusionPolicy:
             unconditional, conditional = output.chunk(2)
             output = unconditional + self.sampler.guidance_scale * (conditional - unconditional)
         clip = getattr(self.family, "clip", None)
-        clean, noise = denoising.clean_and_noise(
-            latents, output, self.signal[steps], self.family.prediction, clip=clip
-        )
+        clean, noise = denoising.clean_and_noise(latents, output, self.signal[steps], self.family.prediction, clip=clip)
         std = self.std[steps]
         return denoising.ddim_mean(clean, noise, self.next_signal[steps], std), std
 

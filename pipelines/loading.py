@@ -6,8 +6,11 @@ from pathlib import Path
 
 import torch
 from diffusers import DiffusionPipeline, StableDiffusionPipeline
+from diffusers.utils import logging as diffusers_logging
 from peft.utils import set_peft_model_state_dict
+from transformers.utils import logging as transformers_logging
 
+from diffalign.config import AdapterConfig, SamplerConfig
 from diffalign.errors import ConfigError, InputError, NotFoundError
 from pipelines.diffusion import DiffusionPolicy
 from pipelines.families import Family, StableDiffusion
@@ -42,15 +45,19 @@ def load_family(model: str) -> Family:
     """The pipeline of a model in float32, behind the interface of its family."""
     where = locate(model)
     local = isinstance(where, Path)
+    diffusers_logging.disable_progress_bar()
+    transformers_logging.disable_progress_bar()
     try:
         pipeline = DiffusionPipeline.from_pretrained(
-            where, torch_dtype=torch.float32, safety_checker=None, requires_safety_checker=False, use_safetensors=True,
+            where, dtype=torch.float32, safety_checker=None, requires_safety_checker=False, use_safetensors=True,
             local_files_only=local,
         )  # fmt: skip
     except Exception as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         if local:
-            raise InputError(f"model {model} cannot be loaded, its files are incomplete or corrupt: {reason}") from error
+            raise InputError(
+                f"model {model} cannot be loaded, its files are incomplete or corrupt: {reason}"
+            ) from error
         raise NotFoundError(f"model {model} is not on this machine and could not be fetched: {reason}") from error
     if not isinstance(pipeline, StableDiffusionPipeline):
         raise ConfigError(
@@ -58,6 +65,31 @@ def load_family(model: str) -> Family:
         )
     pipeline.set_progress_bar_config(disable=True)
     return StableDiffusion(pipeline)
+
+
+def load_policy(
+    model: str,
+    *,
+    adapter: AdapterConfig | None = None,
+    full: bool = False,
+    sampler: SamplerConfig | None = None,
+    device: torch.device | str = "cpu",
+    precision: str = "fp32",
+    gradient_checkpointing: bool = False,
+    seed: int = 0,
+) -> DiffusionPolicy:
+    """The model of that name, to sample from, or to align by a LoRA (``adapter``) or in every weight (``full``)."""
+    return DiffusionPolicy(
+        load_family(model),
+        name=model,
+        adapter=adapter,
+        full=full,
+        sampler=sampler,
+        device=device,
+        precision=precision,
+        gradient_checkpointing=gradient_checkpointing,
+        seed=seed,
+    )
 
 
 def load_adapter(policy: DiffusionPolicy, folder: Path) -> None:

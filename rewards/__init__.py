@@ -1,22 +1,23 @@
-"""What generators are aligned to. `registry.load` turns the name of a reward into one."""
+"""What generators are aligned to. `load_reward` turns the name of a reward into one."""
 
 from __future__ import annotations
 
-from importlib.util import find_spec
-from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from diffalign.siblings import refuse_strangers
+
+if TYPE_CHECKING:
+    from rewards.registry import load as load_reward
+
+__all__ = ["load_reward"]
+
+refuse_strangers()
 
 
-def _refuse_strangers() -> None:
-    """``pipelines`` and ``apps`` are names that other projects use too; the wrong one fails far from its cause."""
-    home = Path(__file__).resolve().parent.parent
-    for name in ("diffalign", "pipelines", "apps"):
-        spec = find_spec(name)
-        places = [Path(place).resolve() for place in (spec.submodule_search_locations or [])] if spec else []
-        if places and home / name not in places and (home / name).is_dir():
-            raise ImportError(
-                f"the folder {places[0]} hides diffalign's own package {name!r} in {home}; run from another folder, "
-                f"or take {places[0].parent} off PYTHONPATH"
-            )
+def __getattr__(name: str) -> Any:
+    """Imports a public name on first use."""
+    if name != "load_reward":
+        raise AttributeError(f"module 'rewards' has no attribute {name!r}")
+    from rewards.registry import load
 
-
-_refuse_strangers()
+    return load

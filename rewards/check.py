@@ -53,6 +53,11 @@ class Report:
         return "problem" if "problem" in found else "warning" if "warning" in found else "ok"
 
     @property
+    def fit(self) -> bool:
+        """Whether nothing speaks against training on it."""
+        return self.severity != "problem"
+
+    @property
     def verdict(self) -> str:
         """The overall answer in one sentence."""
         problems, warnings = (sum(f.severity == s for f in self.findings) for s in ("problem", "warning"))
@@ -72,11 +77,13 @@ class _UnusableError(Exception):
     """What was found leaves nothing more to ask."""
 
 
-def check(reward: Reward, samples: Sequence[Sample]) -> Report:
-    """Asks the reward about the samples in several ways. ``probes`` makes samples for an image reward.
+def check(reward: Reward, samples: Sequence[Sample] | None = None) -> Report:
+    """Asks the reward about samples in several ways; without samples, about ``probes``.
 
-    At least eight samples of different quality are needed: some right for their prompt, some wrong.
+    At least eight samples of different quality are needed, some right for their prompt and some wrong: on good ones
+    alone a checker is rightly constant.
     """
+    samples = probes(reward) if samples is None else samples
     if len(samples) < 8:
         raise InputError(f"a reward is checked on at least 8 samples; got {len(samples)}")
     findings: list[Finding] = []
@@ -96,7 +103,7 @@ def check(reward: Reward, samples: Sequence[Sample]) -> Report:
 
 
 def probes(reward: Reward, count: int = 48, seed: int = 0) -> list[Sample]:
-    """Samples of the embedded world that an image reward can judge best: half of them right for their prompt.
+    """Samples of the embedded world that an image reward can judge best: a third of them right for their prompt.
 
     The others show a scene of another prompt; half of the images are noisy.
     """
@@ -105,7 +112,10 @@ def probes(reward: Reward, count: int = 48, seed: int = 0) -> list[Sample]:
     choices = [_scenes(world, count, seed) for world in WORLDS]
 
     def judged(samples: list[Sample]) -> float:
-        return float(_call(reward, samples[:8]).total.isfinite().float().mean())
+        try:
+            return float(_call(reward, samples[:8]).total.isfinite().float().mean())
+        except Exception:  # what goes wrong is for `check` to tell
+            return 0.0
 
     return max(choices, key=judged)
 
@@ -115,8 +125,8 @@ def _scenes(world: str, count: int, seed: int) -> list[Sample]:
     scenes = [module.scene(derive(seed, "reward check", world, i)) for i in range(count)]
     samples = []
     for i, scene in enumerate(scenes):
-        image: Image.Image = scenes[i - 1].image if i % 2 else scene.image
-        if i % 4 >= 2:
+        image: Image.Image = scene.image if i % 3 == 0 else scenes[i - 1].image
+        if i % 2:
             noise = np.random.default_rng(derive(seed, "noise", i)).normal(0, 8 * (1 + i % 8), (*image.size[::-1], 3))
             image = Image.fromarray((np.asarray(image) + noise).clip(0, 255).astype(np.uint8))
         prompt: Prompt = scene.prompt

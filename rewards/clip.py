@@ -80,7 +80,7 @@ class ClipReward:
         images = {i: s.image for i, s in enumerate(samples) if s.image is not None and 0 not in s.image.size}
         if images:
             features = self.encode_images(list(images.values()))
-            texts = self._encode_texts([samples[i].prompt.text for i in images])
+            texts = self.encode_texts([samples[i].prompt.text for i in images])
             total[list(images)] = (features * texts).sum(1).clamp(-1, 1)
         return Scores(total)
 
@@ -93,7 +93,7 @@ class ClipReward:
         if any(type(step).__name__ == "ResizeKeepRatio" for step in getattr(self._loaded.transform, "transforms", ())):
             raise ConfigError(f"{self.model} resizes images in a way that has no gradient; it can only score images")
         features = self._encode_pixels(self._loaded.transform(images.to(self.device).float()))
-        texts = self._encode_texts([prompt.text for prompt in prompts]).to(self.device)
+        texts = self.encode_texts([prompt.text for prompt in prompts]).to(self.device)
         return (features * texts).sum(1)
 
     def encode_images(self, images: Sequence[Image.Image]) -> Tensor:
@@ -107,7 +107,7 @@ class ClipReward:
             ]
         return torch.cat([features.cpu() for features in found]) if found else torch.empty(0, self._dimensions)
 
-    def _encode_texts(self, texts: Sequence[str]) -> Tensor:
+    def encode_texts(self, texts: Sequence[str]) -> Tensor:
         """float32 ``(B, D)`` on the CPU, each of length 1; a text that occurs often is read once."""
         distinct = list(dict.fromkeys(texts))
         found: dict[str, Tensor] = {}
@@ -125,7 +125,7 @@ class ClipReward:
 
     @property
     def _dimensions(self) -> int:
-        return int(self._encode_texts([""]).shape[1])
+        return int(self.encode_texts([""]).shape[1])
 
     @cached_property
     def _loaded(self) -> _Loaded:

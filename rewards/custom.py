@@ -53,26 +53,34 @@ class FunctionReward:
         """The function's scores ``(B,)``, and as parts the numbers per sample of its ``info``, if there are any."""
         if not samples:
             return Scores(torch.empty(0))
-        try:
-            answer = self._function(*self._given(samples))
-        except UserError:
-            raise
-        except Exception as error:
-            raise InputError(f"the reward {self.name} failed {_where(error, self.file)}: {_told(error)}") from error
-        return self._scores(answer, len(samples))
-
-    def _given(self, samples: Sequence[Sample]) -> list[object]:
         if not self._arguments:
-            return [samples]
-        images = [sample.image for sample in samples if sample.image is not None]
-        if len(images) < len(samples):
-            raise InputError(f"the reward {self.name} judges images, and a sample has none")
+            return self._scores(self._answer([samples]), len(samples))
+        # A tensor holds images of one size; what has no image cannot be judged.
+        sizes = dict.fromkeys(sample.image.size for sample in samples if sample.image is not None)
+        total, parts = torch.full((len(samples),), math.nan), dict[str, torch.Tensor]()
+        for size in sizes:
+            chosen = [i for i, s in enumerate(samples) if s.image is not None and s.image.size == size]
+            scores = self._scores(self._answer(self._columns([samples[i] for i in chosen])), len(chosen))
+            total[chosen] = scores.total
+            for name, part in scores.parts.items():
+                parts.setdefault(name, torch.full((len(samples),), math.nan))[chosen] = part
+        return Scores(total, parts)
+
+    def _columns(self, samples: Sequence[Sample]) -> list[object]:
         columns: dict[str, object] = {
-            "images": to_tensor(images),
+            "images": to_tensor([sample.image for sample in samples if sample.image is not None]),
             "prompts": [sample.prompt.text for sample in samples],
             "metadata": [dict(sample.prompt.attributes) for sample in samples],
         }
         return [columns[argument] for argument in self._arguments]
+
+    def _answer(self, arguments: Sequence[object]) -> object:
+        try:
+            return self._function(*arguments)
+        except UserError:
+            raise
+        except Exception as error:
+            raise InputError(f"the reward {self.name} failed {_where(error, self.file)}: {_told(error)}") from error
 
     def _scores(self, answer: object, count: int) -> Scores:
         if isinstance(answer, Scores):
@@ -95,8 +103,8 @@ class FunctionReward:
 
     def _column(self, values: object, count: int) -> torch.Tensor:
         """float32 ``(count,)`` on the CPU, or an error that says what is wrong with the values."""
-        if isinstance(values, torch.Tensor) or hasattr(values, "__array__"):
-            tensor = torch.as_tensor(values)
+        tensor = _tensor(values)
+        if tensor is not None:
             if tensor.ndim == 2 and tensor.shape[1] == 1:
                 tensor = tensor[:, 0]
             if tensor.shape != (count,):
@@ -118,13 +126,11 @@ class FunctionReward:
         if score is None:
             return math.nan
         if isinstance(score, str | bytes):
-            raise InputError(f"the reward {self.name} returned the text {score!r} as a score; return a number or None")
+            raise InputError(f"the reward {self.name} returned the text {str(score)!r} as a score, not a number")
         try:
             return float(score)  # type: ignore[arg-type]  # the check is whether it works
         except (TypeError, ValueError, RuntimeError):
-            raise InputError(
-                f"the reward {self.name} returned {_shown(score)} as a score; a score is a number"
-            ) from None
+            raise InputError(f"the reward {self.name} returned {_shown(score)} as a score, not a number") from None
 
 
 def load(spec: str, arguments: Mapping[str, str] | None = None) -> Reward:
@@ -244,6 +250,16 @@ def _where(error: Exception, file: str = "") -> str:
 def _told(error: Exception) -> str:
     text = str(error).strip().partition("\n")[0]
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
+def _tensor(values: object) -> torch.Tensor | None:
+    """A tensor or array as a tensor; None for anything else, arrays of objects and of texts among it."""
+    if not (isinstance(values, torch.Tensor) or hasattr(values, "__array__")):
+        return None
+    try:
+        return torch.as_tensor(values)
+    except TypeError:
+        return None
 
 
 def _length(values: object) -> int | None:

@@ -50,7 +50,6 @@ class EmojiChecker:
     A sample whose prompt cannot be understood, or that has no image, scores NaN.
     """
 
-    name = "emoji-checker"
     modality: Modality = "image"
     unit = "fraction"
     range = (0.0, 1.0)
@@ -58,6 +57,7 @@ class EmojiChecker:
 
     def __init__(self, *, graded: bool = False) -> None:
         self.graded = graded
+        self.name = "emoji-checker-graded" if graded else "emoji-checker"
 
     def __call__(self, samples: Sequence[Sample]) -> Scores:
         """Totals and the five parts; a part that was not asked of a sample is NaN."""

@@ -113,15 +113,18 @@ def augment(images: Tensor, rng: np.random.Generator) -> Tensor:
 
 def build_tokenizer(captions: Iterable[str]) -> PreTrainedTokenizerFast:
     """A byte-level BPE in which every word of the captions is one token. EOS has the largest id: CLIP pools there."""
-    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
+    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
     from transformers import PreTrainedTokenizerFast
 
     learner = Tokenizer(models.BPE())
     learner.normalizer = normalizers.Lowercase()
     learner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+    learner.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
+    # Each word once: how often it occurs must not decide whether it becomes one token.
+    words = sorted({word for caption in captions for word in caption.replace(",", " ,").split()})
     learner.train_from_iterator(
-        captions, trainers.BpeTrainer(vocab_size=2048, initial_alphabet=alphabet, show_progress=False)
+        words, trainers.BpeTrainer(vocab_size=2048, initial_alphabet=alphabet, show_progress=False)
     )
     learner.add_special_tokens([BOS, EOS])
     ids = [(token, learner.token_to_id(token)) for token in (BOS, EOS)]
@@ -147,61 +150,78 @@ def write_folder(folder: Path, tokenizer: PreTrainedTokenizerFast, weights: dict
         os.replace(folder / "partial", folder / "open_clip_model.safetensors")
 
 
-def train(out: Path, minutes: float, scenes: Scenes, *, batch: int = 160, seed: int = 0, resume: bool = False) -> None:
-    """Trains for ``minutes`` of wall time (what was spent before a resume counts) and writes ``out/model/``."""
+def train(
+    out: Path,
+    scenes: Scenes,
+    *,
+    minutes: float = math.inf,
+    steps: int | None = None,
+    batch: int = 160,
+    seed: int = 0,
+    resume: bool = False,
+) -> None:
+    """Trains for so many minutes of wall time or steps, a resumed run's past included, and writes ``out/model/``."""
     import open_clip
 
     torch.manual_seed(seed)
-    model_folder, checkpoint = out / "model", out / "checkpoint.pt"
-    write_folder(model_folder, build_tokenizer(world.all_captions()))
-    name = f"local-dir:{model_folder}"
-    model: CLIP = open_clip.create_model(name, load_weights=False)
-    tokenize = open_clip.get_tokenizer(name)
-    plain = [p for p in model.parameters() if p.ndim < 2]
-    matrices = [p for p in model.parameters() if p.ndim >= 2]
-    optimizer = torch.optim.AdamW(
-        [{"params": matrices, "weight_decay": 0.05}, {"params": plain, "weight_decay": 0.0}], betas=(0.9, 0.98)
-    )
-    step, spent = 0, 0.0
-    if resume and checkpoint.is_file():
-        state = torch.load(checkpoint, weights_only=True)
-        model.load_state_dict(state["model"])
-        optimizer.load_state_dict(state["optimizer"])
-        step, spent = state["step"], state["spent"]
+    folder, checkpoint = out / "model", out / "checkpoint.pt"
+    tokenizer = build_tokenizer(world.all_captions())
+    write_folder(folder, tokenizer)
+    model: CLIP = open_clip.create_model(f"local-dir:{folder}", load_weights=False)
+    tokenize = open_clip.get_tokenizer(f"local-dir:{folder}")
+    optimizer = _optimizer(model)
+    step, spent = _restore(checkpoint, model, optimizer) if resume and checkpoint.is_file() else (0, 0.0)
     started = time.monotonic() - spent
     told = saved = spent
-    seen: list[float] = []
-    mean, std = (torch.tensor(PREPROCESS_CONFIG[key]).view(3, 1, 1) for key in ("mean", "std"))
+    losses: list[float] = []
     for item in batches(scenes, batch, 2, seed, step):
         spent = time.monotonic() - started
-        if spent >= minutes * 60:
+        progress = max(spent / (minutes * 60), step / steps if steps else 0.0)
+        if progress >= 1:
             break
         for group in optimizer.param_groups:
-            group["lr"] = _learning_rate(step, spent / (minutes * 60))
-        with torch.autocast("cpu", torch.bfloat16):
-            images = model.encode_image((item.images - mean) / std, normalize=True)
-            captions = model.encode_text(tokenize(item.captions), normalize=True)
-        loss = contrastive_loss(images.float(), captions.float(), item.true, model.logit_scale.exp())
-        optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        with torch.no_grad():
-            model.logit_scale.clamp_(0, math.log(100))
-        seen.append(loss.item())
+            group["lr"] = 1e-3 * min(1.0, (step + 1) / 100) * (0.5 + 0.5 * math.cos(math.pi * progress))
+        losses.append(_update(model, optimizer, item, tokenize(item.captions)))
         step += 1
         if spent - told > 20:
-            print(f"{spent / 60:5.1f} min  step {step}  loss {np.mean(seen):.3f}", flush=True)
-            told, seen = spent, []
+            print(f"{spent / 60:5.1f} min  step {step}  loss {np.mean(losses):.3f}", flush=True)
+            told, losses = spent, []
         if spent - saved > 120:
             _save_checkpoint(checkpoint, model, optimizer, step, spent)
             saved = spent
     _save_checkpoint(checkpoint, model, optimizer, step, spent)
-    write_folder(model_folder, build_tokenizer(world.all_captions()), model.state_dict())
+    write_folder(folder, tokenizer, model.state_dict())
 
 
-def _learning_rate(step: int, progress: float) -> float:
-    return 1e-3 * min(1.0, (step + 1) / 100) * (0.5 + 0.5 * math.cos(math.pi * min(1.0, progress)))
+def _update(model: CLIP, optimizer: torch.optim.Optimizer, batch: Batch, tokens: Tensor) -> float:
+    mean, std = (torch.tensor(PREPROCESS_CONFIG[key]).view(3, 1, 1) for key in ("mean", "std"))
+    with torch.autocast("cpu", torch.bfloat16):
+        images = model.encode_image((batch.images - mean) / std, normalize=True)
+        captions = model.encode_text(tokens, normalize=True)
+    loss = contrastive_loss(images.float(), captions.float(), batch.true, model.logit_scale.exp())
+    optimizer.zero_grad()
+    loss.backward()
+    torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+    optimizer.step()
+    with torch.no_grad():
+        model.logit_scale.clamp_(0, math.log(100))
+    return loss.item()
+
+
+def _optimizer(model: CLIP) -> torch.optim.Optimizer:
+    """AdamW that lets norms, biases and the logit scale be."""
+    decayed = [p for p in model.parameters() if p.ndim >= 2]
+    free = [p for p in model.parameters() if p.ndim < 2]
+    groups = [{"params": decayed, "weight_decay": 0.05}, {"params": free, "weight_decay": 0.0}]
+    return torch.optim.AdamW(groups, betas=(0.9, 0.98))
+
+
+def _restore(file: Path, model: CLIP, optimizer: torch.optim.Optimizer) -> tuple[int, float]:
+    """The number of steps done and the seconds spent on them."""
+    state = torch.load(file, weights_only=True)
+    model.load_state_dict(state["model"])
+    optimizer.load_state_dict(state["optimizer"])
+    return state["step"], state["spent"]
 
 
 def _save_checkpoint(file: Path, model: CLIP, optimizer: torch.optim.Optimizer, step: int, spent: float) -> None:
@@ -238,7 +258,7 @@ def main() -> None:
     torch.set_num_threads(given.threads)
     given.out.mkdir(parents=True, exist_ok=True)
     scenes = _scenes(given.out, given.emoji, given.brain_mr)
-    train(given.out, given.minutes, scenes, seed=given.seed, resume=given.resume)
+    train(given.out, scenes, minutes=given.minutes, seed=given.seed, resume=given.resume)
 
 
 if __name__ == "__main__":

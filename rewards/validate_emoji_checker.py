@@ -13,7 +13,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
-import torch
 from PIL import Image, ImageFilter
 
 from diffalign.seeds import derive
@@ -200,5 +199,4 @@ def report(scenes: int) -> str:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description="Accuracy of the emoji checker on scenes of known truth.")
     parser.add_argument("--scenes", type=int, default=2000)
-    torch.set_num_threads(1)
     print(report(parser.parse_args().scenes))

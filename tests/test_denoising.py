@@ -74,9 +74,7 @@ def test_log_density_equals_the_formula_in_float64(seed: int, deviation: float) 
         -((value - mean) ** 2) / (2 * deviation**2) - math.log(deviation) - math.log(math.sqrt(2 * math.pi)),
         axis=(1, 2, 3),
     )
-    actual = denoising.log_density(
-        torch.tensor(value).float(), torch.tensor(mean).float(), torch.full((3,), deviation)
-    )
+    actual = denoising.log_density(torch.tensor(value).float(), torch.tensor(mean).float(), torch.full((3,), deviation))
     np.testing.assert_allclose(actual.numpy(), expected, rtol=2e-5, atol=2e-5)
 
 

@@ -150,9 +150,7 @@ def test_a_fully_trained_model_loads_with_from_pretrained(make: MakePolicy, tmp_
 def test_gradient_checkpointing_changes_memory_and_nothing_else(make: MakePolicy) -> None:
     gradients = []
     for checkpointing in (False, True):
-        policy = make(
-            adapter=AdapterConfig(), gradient_checkpointing=checkpointing, sampler=SamplerConfig(steps=2)
-        )
+        policy = make(adapter=AdapterConfig(), gradient_checkpointing=checkpointing, sampler=SamplerConfig(steps=2))
         perturb(policy)
         rollout = policy.rollout(PROMPTS, [1, 2])
         policy.step_log_probs(rollout, every_step(rollout)).log_probs.sum().backward()
@@ -189,5 +187,5 @@ def test_a_broken_schedule_is_refused(tmp_path: Path) -> None:
 
 
 def test_unknown_adapter_targets_are_refused(make: MakePolicy) -> None:
-    with pytest.raises(ConfigError, match="adapter.targets"):
+    with pytest.raises(ConfigError, match=r"adapter\.targets"):
         make(adapter=AdapterConfig(targets=["no_such_layer"]))

@@ -137,7 +137,9 @@ def test_a_diffusion_model_learns_brightness(make: Callable[..., DiffusionPolicy
         policy,
         Brightness(),
         [Prompt("a red ball"), Prompt("two blue cube")],
-        settings=TrainerConfig(epochs=12, samples_per_epoch=64, batch_size=64, learning_rate=3e-3, micro_batch_size=256),
+        settings=TrainerConfig(
+            epochs=12, samples_per_epoch=64, batch_size=64, learning_rate=3e-3, micro_batch_size=256
+        ),
         objective=ObjectiveConfig(clip_range=1e-2),
         credit=CreditConfig(rule="batch"),
     )

@@ -17,9 +17,7 @@ def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
     return (values * mask).sum() / mask.sum().clamp(min=1)
 
 
-def reinforce(
-    log_probs: Tensor, old_log_probs: Tensor, advantages: Tensor, mask: Tensor
-) -> tuple[Tensor, Metrics]:
+def reinforce(log_probs: Tensor, old_log_probs: Tensor, advantages: Tensor, mask: Tensor) -> tuple[Tensor, Metrics]:
     """Score-function gradient, ``-A log p`` (Williams 1992; DDPO-SF, Black et al. 2023, eq. 4).
 
     Valid for one update per batch only: it does not correct for a policy that has moved since the rollout.

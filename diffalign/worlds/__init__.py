@@ -1,0 +1,1 @@
+"""Small worlds of pictures and captions whose truth is known, for training, checking and trying things out."""

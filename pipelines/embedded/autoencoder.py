@@ -29,7 +29,8 @@ def build() -> AutoencoderKL:
         sample_size=64,
     )
     # A fresh encoder would add noise as strong as its signal, and faint channels (colour) would never come alive.
-    assert model.quant_conv is not None and model.quant_conv.bias is not None
+    assert model.quant_conv is not None
+    assert model.quant_conv.bias is not None
     torch.nn.init.zeros_(model.quant_conv.weight.data[4:])
     torch.nn.init.constant_(model.quant_conv.bias.data[4:], -6.0)
     return model
@@ -39,19 +40,21 @@ def loss(model: AutoencoderKL, images: Tensor) -> tuple[Tensor, Tensor]:
     """Reconstruction (L1, squared error, and L1 of the image gradients, which keeps edges) plus a faint KL."""
     posterior = model.encode(images).latent_dist
     decoded = model.decode(posterior.sample()).sample
-    edges = sum(
-        (F.l1_loss(decoded.diff(dim=dim), images.diff(dim=dim)) for dim in (2, 3)), start=torch.zeros(())
-    )
+    edges = sum((F.l1_loss(decoded.diff(dim=dim), images.diff(dim=dim)) for dim in (2, 3)), start=torch.zeros(()))
     mse = F.mse_loss(decoded, images)
     return F.l1_loss(decoded, images) + mse + edges + 1e-6 * posterior.kl().mean(), mse.detach()
 
 
-def train(world: str, out: Path, minutes: float, batch: int = 16, count: int = 12000) -> None:
-    """Trains for a wall-clock budget and writes a diffusers folder; the latent scale is measured at the end."""
+def train(world: str, out: Path, minutes: float, init: Path | None = None, batch: int = 16, count: int = 12000) -> None:
+    """Trains for a wall-clock budget and writes a diffusers folder; the latent scale is measured at the end.
+
+    ``init`` is a folder of an earlier training to go on from.
+    """
     torch.manual_seed(0)
     torch.set_flush_denormal(True)
     images, _ = scenes(world, count)
-    model = build()
+    model = AutoencoderKL.from_pretrained(init, dtype=torch.float32) if init else build()
+    model.train()
     optimiser = torch.optim.AdamW(model.parameters(), lr=2e-3, weight_decay=0.0, betas=(0.9, 0.99))
     ema = {name: value.clone() for name, value in model.state_dict().items()}
     start, step, peak = time.monotonic(), 0, 2e-3
@@ -90,7 +93,8 @@ if __name__ == "__main__":
     parser.add_argument("world", choices=["emoji", "brain-mr"])
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--minutes", type=float, default=20)
+    parser.add_argument("--init", type=Path)
     parser.add_argument("--threads", type=int, default=2)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    train(arguments.world, arguments.out, arguments.minutes)
+    train(arguments.world, arguments.out, arguments.minutes, arguments.init)

@@ -70,6 +70,7 @@ def build_scheduler() -> DDIMScheduler:
         rescale_betas_zero_snr=True,
         timestep_spacing="trailing",
         clip_sample=False,
+        steps_offset=1,
     )
 
 
@@ -77,7 +78,8 @@ def build_scheduler() -> DDIMScheduler:
 def encode(autoencoder: AutoencoderKL, images: Tensor, batch: int = 64) -> Tensor:
     """Scaled latents ``(N, 4, 16, 16)`` of uint8 images, in half precision to save memory."""
     means = [autoencoder.encode(to_model(chunk)).latent_dist.mode().half() for chunk in images.split(batch)]
-    return torch.cat(means) * autoencoder.config.scaling_factor
+    scale: float = autoencoder.config.scaling_factor
+    return torch.cat(means) * scale
 
 
 class Trainer:
@@ -85,7 +87,7 @@ class Trainer:
 
     def __init__(self, world: str, autoencoder: Path, work: Path, count: int) -> None:
         self.world, self.work = world, work
-        self.autoencoder = AutoencoderKL.from_pretrained(autoencoder, torch_dtype=torch.float32).eval()
+        self.autoencoder = AutoencoderKL.from_pretrained(autoencoder, dtype=torch.float32).eval()
         cache = work / f"latents-{world}-{count}.pt"
         if cache.exists():
             self.latents, self.captions = torch.load(cache, weights_only=True)
@@ -96,9 +98,11 @@ class Trainer:
             torch.save((self.latents, self.captions), cache)
         torch.manual_seed(0)
         self.tokenizer = tokenizers.build(self.captions, work / f"tokenizer-{world}")
-        self.tokens = self.tokenizer(self.captions, padding="max_length", truncation=True, return_tensors="pt").input_ids
+        self.tokens = self.tokenizer(
+            self.captions, padding="max_length", truncation=True, return_tensors="pt"
+        ).input_ids
         self.empty = self.tokenizer([""], padding="max_length", return_tensors="pt").input_ids[0]
-        self.unet = build_unet().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.unet = build_unet().to(memory_format=torch.channels_last)
         self.text_encoder = build_text_encoder(self.tokenizer)
         self.scheduler = build_scheduler()
         self.parameters = [*self.unet.parameters(), *self.text_encoder.parameters()]
@@ -122,7 +126,9 @@ class Trainer:
         torch.nn.utils.clip_grad_norm_(self.parameters, 1.0)
         self.optimiser.step()
         self.steps += 1
-        torch._foreach_lerp_(self.average, [p.detach() for p in self.parameters], 1 - min(0.999, 1 - 10 / (self.steps + 9)))
+        torch._foreach_lerp_(
+            self.average, [p.detach() for p in self.parameters], 1 - min(0.999, 1 - 10 / (self.steps + 9))
+        )
         return loss.item()
 
     def checkpoint(self) -> None:
@@ -175,7 +181,9 @@ def train(trainer: Trainer, out: Path, minutes: float, batch: int) -> None:
         rate = 1e-3 * min(1.0, (trainer.steps + 1) / 200, max(0.01, 2 - 2 * progress))
         losses.append(trainer.step(batch, rate))
         if trainer.steps % 100 == 0:
-            print(f"step {trainer.steps} minute {progress * minutes:.1f} loss {sum(losses) / len(losses):.4f}", flush=True)
+            print(
+                f"step {trainer.steps} minute {progress * minutes:.1f} loss {sum(losses) / len(losses):.4f}", flush=True
+            )
             losses.clear()
         if time.monotonic() - saved > 300:
             saved = time.monotonic()

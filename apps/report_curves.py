@@ -1,0 +1,136 @@
+"""The curves of a report: what was logged during training, one small chart per question."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from markupsafe import Markup
+
+from apps import charts
+from apps.charts import Line, Mark
+
+Rows = Sequence[Mapping[str, object]]
+
+OWN = ("total", "std", "failed")
+"""Names under ``reward/`` that are not parts of the reward."""
+
+SMALL: tuple[tuple[str, str, str], ...] = (
+    ("reward/std", "Spread of the reward", "Standard deviation among an epoch's samples. At 0 nothing can be learned."),
+    ("reward/failed", "Failed judgements", "Samples that the reward could not score. Healthy is 0."),
+    ("policy/ratio", "Probability ratio", "New over old probability of a step. Healthy stays close to 1."),
+    (
+        "policy/clip_fraction",
+        "Clipped steps",
+        "Share of steps beyond the clip range. Near 1 for long: steps too large.",
+    ),
+    ("policy/approx_kl", "Drift within an epoch", "Half the squared log-ratio. Healthy is small, without jumps."),
+    ("policy/kl", "Distance from the base model", "Closed-form KL per step. It grows; slower is safer."),
+    ("policy/loss", "Loss", "Not a measure of quality for policy gradients: it need not fall."),
+    ("policy/grad_norm", "Gradient norm", "Before clipping. Healthy is steady; a rise by orders of magnitude is not."),
+    ("advantage/mean", "Mean advantage", "Near 0 by construction; else the statistics lag behind."),
+    ("advantage/zero_fraction", "Samples without a signal", "Advantage 0. Near 1: prompts too easy or too hard."),
+)
+STAGES = (("time/sample", "sampling"), ("time/reward", "scoring"), ("time/update", "updating"))
+
+
+@dataclass(frozen=True)
+class Chart:
+    """One figure."""
+
+    title: str
+    hint: str
+    """How to read it, in a sentence."""
+    svg: Markup
+    legend: Markup
+    last: str = ""
+    wide: bool = False
+
+
+def curves(rows: Rows, main: str, marks: Sequence[Mark]) -> list[Chart]:
+    """The charts for what was logged, the reward first. ``main`` is the name of the reward that was optimised.
+
+    ``marks`` are the full evaluations, drawn beside the held-out curve.
+    """
+    found = [_reward(rows, main, marks), *_parts(rows)]
+    for key, title, hint in SMALL:
+        points = series(rows, key)
+        quiet = key == "reward/failed" and not any(y for _, y in points)
+        if points and not quiet:
+            found.append(_single(title, hint, points))
+    lines = [Line(name, points) for key, name in STAGES if (points := series(rows, key))]
+    if lines:
+        hint = "Wall-clock seconds of each stage of an epoch."
+        found.append(_chart("Seconds per stage", hint, lines))
+    return [chart for chart in found if chart is not None]
+
+
+def series(rows: Rows, key: str) -> list[tuple[float, float]]:
+    """The points ``(step, value)`` of one metric, as logged; what is not a number is left out."""
+    return [
+        (float(step), float(value))
+        for row in rows
+        if isinstance(value := row.get(key), int | float) and isinstance(step := row.get("step"), int | float)
+    ]
+
+
+def part_names(rows: Rows) -> list[str]:
+    """The parts of the reward that were logged, such as the attributes of a checker."""
+    keys = sorted({key for row in rows for key in row if key.startswith("reward/")})
+    return [name for key in keys if (name := key.removeprefix("reward/")) not in OWN]
+
+
+def _reward(rows: Rows, main: str, marks: Sequence[Mark]) -> Chart | None:
+    lines = [Line("training prompts", series(rows, "reward/total"))]
+    held_out = series(rows, f"held_out/{main}")
+    others = sorted({key for row in rows for key in row if key.startswith("held_out/")} - {f"held_out/{main}"})
+    if held_out:
+        lines.append(Line("held-out prompts", held_out))
+    lines += [Line(f"held-out prompts, {key.removeprefix('held_out/')}", series(rows, key)) for key in others]
+    if not any(line.points for line in lines):
+        return None
+    hint = f"Mean of {main} over an epoch's samples."
+    if held_out:
+        hint += " Training rising while held-out prompts stand still means memorised prompts."
+    if marks:
+        hint += (
+            " The dots with bars are the evaluation before and after, on held-out prompts, with 95\u00a0% intervals."
+        )
+    return _chart(f"Reward: {main}", hint, lines, marks=marks, wide=True)
+
+
+def _parts(rows: Rows) -> list[Chart]:
+    """The parts in one chart where they share a scale, else one chart each."""
+    lines = [Line(name, series(rows, f"reward/{name}")) for name in part_names(rows)]
+    lines = [line for line in lines if any(math.isfinite(y) for _, y in line.points)]
+    values = [y for line in lines for _, y in line.points if math.isfinite(y)]
+    if not lines:
+        return []
+    if min(values) >= 0 and max(values) <= 1 and len(lines) <= charts.STYLES:
+        return [_chart("Parts of the reward", "Means over an epoch's samples, on one scale.", lines, wide=True)]
+    return [_single(line.name, "Part of the reward, mean over an epoch's samples.", line.points) for line in lines]
+
+
+def _single(title: str, hint: str, points: Sequence[tuple[float, float]]) -> Chart:
+    return _chart(title, hint, [Line(title, points)])
+
+
+def _chart(title: str, hint: str, lines: Sequence[Line], *, marks: Sequence[Mark] = (), wide: bool = False) -> Chart:
+    values = [y for line in lines for _, y in line.points if math.isfinite(y)]
+    ends = [(line.name, charts.brief(y, values)) for line in lines if (y := _last(line.points)) is not None]
+    words = "; ".join(f"{name} ends at {value}" for name, value in ends)
+    named = len(lines) > 1 or bool(marks)
+    size = {"width": 480, "height": 270} if wide else {"width": 300, "height": 180}
+    return Chart(
+        title=title,
+        hint=hint,
+        svg=charts.line_chart(lines, f"{title}: {words}.", marks=marks, **size),
+        legend=charts.legend([line.name for line in lines], "evaluation" if marks else "") if named else Markup(""),
+        last=ends[0][1] if len(lines) == 1 and ends else "",
+        wide=wide,
+    )
+
+
+def _last(points: Sequence[tuple[float, float]]) -> float | None:
+    return next((y for _, y in reversed(points) if math.isfinite(y)), None)
