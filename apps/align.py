@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 import click
 import psutil
 import torch
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
@@ -127,13 +129,14 @@ def _mean(scores: Scores) -> float:
 
 
 def show(outcome: Evaluation) -> None:
-    """Prints the table of before and after."""
+    """Prints the table of before and after; the parts of the trained reward itself stand in evaluation.json."""
     data = outcome.to_json()
-    table = Table(title="On held-out prompts, same seeds before and after", title_justify="left")
+    table = Table(title="On held-out prompts, same seeds before and after", title_justify="left", box=box.SIMPLE)
     for heading in ("measure", "before", "after", "difference (95 % interval)", "n", "trained on"):
-        table.add_column(heading, justify="left" if heading in ("measure", "trained on") else "right")
+        words = heading in ("measure", "trained on")
+        table.add_column(heading, justify="left" if words else "right", no_wrap=True)
     for name, row in data["rewards"].items():
-        if row["difference"]["mean"] is None:
+        if row["difference"]["mean"] is None or name.startswith(f"{outcome.main}/"):
             continue
         low, high = row["difference"]["ci95"]
         table.add_row(
@@ -141,7 +144,7 @@ def show(outcome: Evaluation) -> None:
             f"{row['difference']['mean']:+.3f} ({low:+.3f} to {high:+.3f})", str(row["before"]["n"]),
             "yes" if row["trained_on"] else "no",
         )  # fmt: skip
-    console = Console()
+    console = Console() if sys.stdout.isatty() else Console(width=120)
     console.print(table)
     win, (before, after) = data["win_rate"], outcome.diversity
     console.print(f"win rate  {win['value']:.1%} (95 % {win['ci95'][0]:.1%} to {win['ci95'][1]:.1%})", highlight=False)

@@ -34,7 +34,7 @@ def write_grid(path: Path, rollouts: Sequence[Rollout], count: int = 32) -> None
     """A grid of the first images, with their prompts."""
     shown = [sample for rollout in rollouts for sample in rollout.samples][:count]
     pictures = [sample.image for sample in shown if sample.image is not None]
-    with disk_errors(f"cannot write {path}"):
+    with disk_errors(f"cannot write {path}", path):
         path.parent.mkdir(parents=True, exist_ok=True)
         images.save_png(images.grid(pictures, COLUMNS, [sample.prompt.text for sample in shown]), path)
 
@@ -45,7 +45,7 @@ def write_pairs(folder: Path, outcome: Evaluation) -> None:
     shown = list(range(0, len(outcome.before), step))[:SHOWN]
     measure = outcome.measures[outcome.main]
     rows = []
-    with disk_errors(f"cannot write {folder}"):
+    with disk_errors(f"cannot write {folder}", folder):
         for side, all_samples in (("before", outcome.before), ("after", outcome.after)):
             picked = [all_samples[i] for i in shown]
             (folder / side).mkdir(parents=True, exist_ok=True)

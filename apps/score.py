@@ -67,7 +67,7 @@ def run(spec: str, folder: Path | None, dataset: Path | None, out: Path | None) 
 def _write(out: Path, names: list[str], columns: dict[str, list[float]]) -> None:
     table = pa.table({"image": names, **columns})
     temporary = out.with_name(f".{out.name}.tmp")
-    with disk_errors(f"cannot write {out}"):
+    with disk_errors(f"cannot write {out}", out):
         out.parent.mkdir(parents=True, exist_ok=True)
         pq.write_table(table, temporary)
         temporary.replace(out)

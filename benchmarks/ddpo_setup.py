@@ -23,7 +23,7 @@ class Setup:
     steps: int = 10
     guidance_scale: float = 5.0
     eta: float = 1.0
-    micro_batch: int = 8
+    micro_batch: int = 16
     """Images, each at one denoising step, in a forward and backward pass; guidance doubles the denoiser's batch."""
     rank: int = 4
     learning_rate: float = 3e-4
@@ -71,7 +71,7 @@ def _tiny_pipeline(tokenizer_folder: Path) -> StableDiffusionPipeline:
         )
     )  # fmt: skip
     unet = UNet2DConditionModel(
-        sample_size=16, in_channels=4, out_channels=4, block_out_channels=(32, 64, 64), layers_per_block=1,
+        sample_size=16, in_channels=4, out_channels=4, block_out_channels=(16, 32, 64), layers_per_block=1,
         down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
         up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
         cross_attention_dim=64, attention_head_dim=4, norm_num_groups=8,

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 
 from diffalign.config import RunConfig, dump
 from diffalign.errors import ConfigError, NotFoundError, RefusedError
@@ -39,21 +40,32 @@ PACKAGES = (
 
 
 @contextmanager
-def disk_errors(doing: str) -> Iterator[None]:
-    """Turns a full or read-only disk into one sentence."""
+def disk_errors(doing: str, path: Path) -> Iterator[None]:
+    """Turns a full or read-only disk below ``path`` into one sentence."""
     try:
         yield
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES):
-            what = os.strerror(error.errno).lower()
-            raise RefusedError(f"{doing}: {what}; what was written before is intact") from error
-        raise
+    except (OSError, RuntimeError, SafetensorError) as error:
+        number = error.errno if isinstance(error, OSError) else None
+        # torch and safetensors report a full disk as an error of their own, so the disk itself is asked.
+        if number in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES):
+            reason = os.strerror(number).lower()
+        elif _free(path) < 2**20:
+            reason = "the disk is full"
+        else:
+            raise
+        raise RefusedError(f"{doing}: {reason}; what was written before is intact") from error
+
+
+def _free(path: Path) -> int:
+    while not path.exists():
+        path = path.parent
+    return shutil.disk_usage(path).free
 
 
 def write_text(path: Path, text: str) -> None:
     """Writes a text file whole or not at all."""
     temporary = path.with_name(f".{path.name}.tmp")
-    with disk_errors(f"cannot write {path}"):
+    with disk_errors(f"cannot write {path}", path):
         path.parent.mkdir(parents=True, exist_ok=True)
         with temporary.open("w", encoding="utf-8") as file:
             file.write(text)
@@ -67,9 +79,9 @@ def new_folder(path: Path) -> Iterator[Path]:
     """A folder to fill, which takes the name ``path`` only once it is complete."""
     temporary = path.with_name(f".{path.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
-    with disk_errors(f"cannot write {path}"):
-        temporary.mkdir(parents=True)
-        try:
+    try:
+        with disk_errors(f"cannot write {path}", path):
+            temporary.mkdir(parents=True)
             yield temporary
             for file in temporary.rglob("*"):
                 if file.is_file():
@@ -78,9 +90,9 @@ def new_folder(path: Path) -> Iterator[Path]:
             if path.exists():
                 shutil.rmtree(path)
             temporary.replace(path)
-        except BaseException:
-            shutil.rmtree(temporary, ignore_errors=True)
-            raise
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
 
 
 def unused_folder(base: Path) -> Path:
@@ -123,10 +135,8 @@ class Run:
     def log(self, step: int, values: Mapping[str, float]) -> None:
         """Adds a line to ``metrics.jsonl``."""
         line = json.dumps({"step": step, "time": round(time.time(), 3), **values})
-        with (
-            disk_errors(f"cannot write {self.path / 'metrics.jsonl'}"),
-            (self.path / "metrics.jsonl").open("a") as file,
-        ):
+        path = self.path / "metrics.jsonl"
+        with disk_errors(f"cannot write {path}", path), path.open("a") as file:
             file.write(line + "\n")
 
     def metrics(self) -> list[dict[str, float]]:

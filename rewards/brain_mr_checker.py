@@ -95,7 +95,6 @@ class BrainMRChecker:
     learning, close to the same on images that are clearly right or clearly wrong.
     """
 
-    name = "brain-mr-checker"
     modality: Modality = "image"
     unit = "fraction"
     range = (0.0, 1.0)
@@ -107,6 +106,7 @@ class BrainMRChecker:
         if batch_size < 1:
             raise ConfigError(f"batch_size is {batch_size}; it must be at least 1")
         self.graded = graded
+        self.name = "brain-mr-checker-graded" if graded else "brain-mr-checker"
         self.device = torch.device(device)
         self.batch_size = batch_size
         self._network = load(Path(folder)).to(self.device)

@@ -1,0 +1,289 @@
+"""The three workers of the DDPO comparison: diffalign, TRL, and the bare denoiser.
+
+``python -m benchmarks.ddpo_sides SIDE MODEL_FOLDER THREADS`` answers each line ``{"micro_batch": n}`` on standard input
+with one line about one iteration on standard output. Each side is a process of its own, so that its memory is its own.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+import resource
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from benchmarks.ddpo_setup import PROMPTS, SETUP, ensure_model
+
+LIBRARIES = ("torch", "diffusers", "transformers", "peft", "accelerate", "numpy", "trl", "diffalign")
+MATMUL_SIZE = 1024
+
+Numbers = dict[str, Any]
+
+
+class Stopwatch:
+    """Wall and processor seconds of named parts. Processor seconds are those of all threads of this process."""
+
+    def __init__(self) -> None:
+        self.parts: dict[str, dict[str, float]] = {}
+
+    @contextmanager
+    def __call__(self, part: str) -> Iterator[None]:
+        """Adds the time spent inside to ``part``."""
+        wall, cpu = time.perf_counter(), time.process_time()
+        yield
+        total = self.parts.setdefault(part, {"wall": 0.0, "cpu": 0.0})
+        total["wall"] += time.perf_counter() - wall
+        total["cpu"] += time.process_time() - cpu
+
+
+class CallCounter:
+    """Counts the calls of a denoiser: without gradient, with gradient, and those whose output a gradient reached."""
+
+    def __init__(self, denoiser: nn.Module) -> None:
+        self.calls: Counter[str] = Counter()
+        denoiser.register_forward_hook(self._forward)
+
+    def _forward(self, module: nn.Module, inputs: tuple[Tensor, ...], output: Sequence[Tensor]) -> None:
+        first, batch = output[0], len(output[0])
+        if first.requires_grad:
+            first.register_hook(lambda gradient: self._count(f"forward and backward, batch {batch}"))
+        else:
+            self._count(f"forward, batch {batch}")
+
+    def _count(self, kind: str) -> None:
+        self.calls[kind] += 1
+
+    def take(self) -> dict[str, int]:
+        """The calls since the last time."""
+        calls, self.calls = dict(sorted(self.calls.items())), Counter()
+        return calls
+
+
+class Side(Protocol):
+    """One contestant."""
+
+    denoiser: nn.Module
+
+    def iteration(self, micro_batch: int, watch: Stopwatch) -> Numbers:
+        """Runs one iteration in timed parts; returns what else there is to say about it."""
+        ...
+
+
+class Diffalign:
+    """Our side: the public pieces of the trainer over a diffusion policy."""
+
+    def __init__(self, folder: Path) -> None:
+        from diffalign.config import AdapterConfig, CreditConfig, ObjectiveConfig, SamplerConfig, TrainerConfig
+        from diffalign.trainer import Trainer
+        from diffalign.types import Prompt
+        from pipelines.loading import load_policy
+        from rewards.jpeg import Compressibility
+
+        policy = load_policy(
+            str(folder),
+            adapter=AdapterConfig(rank=SETUP.rank, alpha=SETUP.rank),
+            sampler=SamplerConfig(
+                steps=SETUP.steps, eta=SETUP.eta, guidance_scale=SETUP.guidance_scale, batch_size=SETUP.images
+            ),
+        )
+        settings = TrainerConfig(
+            samples_per_epoch=SETUP.images, batch_size=SETUP.images, micro_batch_size=SETUP.micro_batch,
+            learning_rate=SETUP.learning_rate, weight_decay=SETUP.weight_decay, max_grad_norm=SETUP.max_grad_norm,
+        )  # fmt: skip
+        self.denoiser = policy.family.denoiser
+        self.trainer = Trainer(
+            policy,
+            Compressibility(),
+            [Prompt(text) for text in PROMPTS],
+            settings=settings,
+            objective=ObjectiveConfig(clip_range=SETUP.clip_range),
+            credit=CreditConfig(rule="batch", clip=SETUP.advantage_clip),
+        )
+
+    def iteration(self, micro_batch: int, watch: Stopwatch) -> Numbers:
+        """See Side."""
+        trainer = self.trainer
+        trainer.settings = trainer.settings.model_copy(update={"micro_batch_size": micro_batch})
+        with watch("rollout"):
+            rollout = trainer.sample()
+        with watch("reward"):
+            scores = trainer.reward(rollout.samples)
+        with watch("update"):
+            trainer.update(rollout, trainer.advantages(rollout, scores))
+        trainer.epoch += 1
+        return _reward(scores.total)
+
+
+class Trl:
+    """The other side: TRL's DDPOTrainer. Its iteration is one ``step``; what is not rollout or reward is update."""
+
+    def __init__(self, folder: Path) -> None:
+        from accelerate import PartialState
+
+        PartialState(cpu=True)  # type: ignore[no-untyped-call]  # TRL's pipeline logs before its trainer makes one
+        from trl import (  # type: ignore[import-not-found,unused-ignore]  # in an environment of its own
+            DDPOConfig,
+            DDPOTrainer,
+            DefaultDDPOStableDiffusionPipeline,
+        )
+
+        from rewards.jpeg import Compressibility
+
+        self.reward, self.count, self.last = Compressibility(), 0, torch.zeros(0)
+        config = DDPOConfig(
+            sample_num_steps=SETUP.steps, sample_eta=SETUP.eta, sample_guidance_scale=SETUP.guidance_scale,
+            sample_batch_size=SETUP.images, sample_num_batches_per_epoch=1, train_batch_size=SETUP.micro_batch,
+            train_gradient_accumulation_steps=SETUP.images // SETUP.micro_batch, train_num_inner_epochs=1,
+            train_timestep_fraction=1.0, train_cfg=True, train_learning_rate=SETUP.learning_rate,
+            train_adam_weight_decay=SETUP.weight_decay, train_max_grad_norm=SETUP.max_grad_norm,
+            train_clip_range=SETUP.clip_range, train_adv_clip_max=SETUP.advantage_clip,
+            per_prompt_stat_tracking=False, mixed_precision="no", accelerator_kwargs={"cpu": True},
+        )  # fmt: skip
+        pipeline = DefaultDDPOStableDiffusionPipeline(str(folder), use_lora=True)
+        self.trainer = DDPOTrainer(config, self._score, self._prompt, pipeline)
+        pipeline.sd_pipeline.set_progress_bar_config(disable=True)
+        self.denoiser: nn.Module = pipeline.unet
+
+    def _prompt(self) -> tuple[str, dict[str, object]]:
+        self.count += 1
+        return PROMPTS[self.count % len(PROMPTS)], {}
+
+    def _score(self, images: Tensor, prompts: Sequence[str], metadata: object) -> tuple[Tensor, dict[str, object]]:
+        from diffalign.images import to_pil
+        from diffalign.types import Prompt, Sample
+
+        samples = [Sample(Prompt(text), image=image) for text, image in zip(prompts, to_pil(images), strict=True)]
+        self.last = self.reward(samples).total
+        return self.last, {}
+
+    def iteration(self, micro_batch: int, watch: Stopwatch) -> Numbers:
+        """See Side."""
+        trainer, accumulated = self.trainer, SETUP.images // micro_batch
+        trainer.config.train_batch_size = micro_batch
+        trainer.config.train_gradient_accumulation_steps = accumulated
+        trainer.accelerator.gradient_accumulation_steps = accumulated * SETUP.steps
+        generate, score = type(trainer)._generate_samples, type(trainer).compute_rewards
+        inner = Stopwatch()
+
+        def timed_generate(**arguments: object) -> object:
+            with inner("rollout"):
+                return generate(trainer, **arguments)
+
+        def timed_score(*arguments: object, **named: object) -> object:
+            with inner("reward"):
+                return list(score(trainer, *arguments, **named))
+
+        trainer._generate_samples, trainer.compute_rewards = timed_generate, timed_score
+        with watch("update"):
+            trainer.step(0, 0)
+        for part, seconds in inner.parts.items():
+            watch.parts[part] = seconds
+            for clock, value in seconds.items():
+                watch.parts["update"][clock] -= value
+        return _reward(self.last)
+
+
+class Bare:
+    """The least that any implementation must do: the same denoiser calls on random numbers, and nothing else."""
+
+    def __init__(self, folder: Path) -> None:
+        from diffalign.config import AdapterConfig
+        from pipelines.loading import load_policy
+
+        policy = load_policy(str(folder), adapter=AdapterConfig(rank=SETUP.rank, alpha=SETUP.rank))
+        self.denoiser = policy.family.denoiser
+        self.shape = policy.family.latent_shape
+        self.text_shape = policy.family.encode_text(PROMPTS[:1]).shape[1:]
+        self.square = torch.randn(MATMUL_SIZE, MATMUL_SIZE)
+
+    def call(self, batch: int) -> Tensor:
+        """One call of the denoiser."""
+        latents, text = torch.randn(batch, *self.shape), torch.randn(batch, *self.text_shape)
+        output: Tensor = self.denoiser(latents, torch.full((batch,), 500), text, return_dict=False)[0]
+        return output
+
+    def iteration(self, micro_batch: int, watch: Stopwatch) -> Numbers:
+        """See Side."""
+        with watch("rollout"), torch.no_grad():
+            for _ in range(SETUP.steps):
+                self.call(2 * SETUP.images)
+        with watch("update"):
+            for _ in range(SETUP.images * SETUP.steps // micro_batch):
+                self.call(2 * micro_batch).mean().backward()
+        products, ceiling = 8, Stopwatch()
+        with ceiling("matmul"):
+            for _ in range(products):
+                self.square @ self.square
+        flops = products * 2 * MATMUL_SIZE**3
+        return {"matmul_gflops": {clock: flops / value / 1e9 for clock, value in ceiling.parts["matmul"].items()}}
+
+    def gflop(self, micro_batch: int) -> dict[str, float]:
+        """Floating-point operations of the two parts of an iteration, counted by torch, in units of 1e9."""
+        from torch.utils.flop_counter import FlopCounterMode
+
+        with FlopCounterMode(display=False) as sampling, torch.no_grad():
+            self.call(2 * SETUP.images)
+        with FlopCounterMode(display=False) as training:
+            self.call(2 * micro_batch).mean().backward()
+        calls = SETUP.images * SETUP.steps // micro_batch
+        return {
+            "rollout": SETUP.steps * sampling.get_total_flops() / 1e9,
+            "update": calls * training.get_total_flops() / 1e9,
+        }
+
+
+def _reward(scores: Tensor) -> Numbers:
+    scores = torch.as_tensor(scores, dtype=torch.float64)
+    return {"reward_mean": float(scores.mean()), "reward_std": float(scores.std())}
+
+
+def _peak_mb() -> float:
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for name in LIBRARIES:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def serve(name: str, folder: Path, threads: int) -> None:
+    """Answers requests until standard input ends."""
+    answers = os.fdopen(os.dup(1), "w", buffering=1)
+    os.dup2(2, 1)  # what libraries print must not mix with the answers
+    torch.set_num_threads(threads)
+    ensure_model(folder)
+    side: Side = {"diffalign": Diffalign, "trl": Trl, "bare": Bare}[name](folder)
+    parameters = list(side.denoiser.parameters())
+    ready: Numbers = {
+        "versions": _versions(),
+        "loaded_mb": _peak_mb(),
+        "parameters": sum(p.numel() for p in parameters),
+        "trainable": sum(p.numel() for p in parameters if p.requires_grad),
+    }
+    if isinstance(side, Bare):
+        ready["gflop"] = side.gflop(SETUP.micro_batch)
+    print(json.dumps(ready), file=answers)
+    counter = CallCounter(side.denoiser)
+    for line in sys.stdin:
+        watch = Stopwatch()
+        said = side.iteration(json.loads(line)["micro_batch"], watch)
+        print(json.dumps({"parts": watch.parts, "calls": counter.take(), "peak_mb": _peak_mb(), **said}), file=answers)
+
+
+if __name__ == "__main__":
+    serve(sys.argv[1], Path(sys.argv[2]), int(sys.argv[3]))
