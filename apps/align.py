@@ -19,9 +19,9 @@ from apps import build, report, samples
 from apps.progress import Status
 from diffalign import prompts as prompt_sources
 from diffalign.config import RunConfig, dump
-from diffalign.errors import ConfigError
+from diffalign.errors import ConfigError, UserError
 from diffalign.evaluation import Evaluation, evaluate
-from diffalign.runs import Run, unused_folder, write_text
+from diffalign.runs import Run, require_empty, unused_folder, write_text
 from diffalign.trainer import Interrupted, Trainer
 from diffalign.types import Prompt, Reward, Rollout, Scores
 from pipelines.diffusion import DiffusionPolicy
@@ -36,13 +36,18 @@ def run(recipe: str, overrides: Sequence[str], out: Path | None, *, resume: bool
         config = build.configuration(str(out), overrides)
     else:
         config = build.configuration(recipe, overrides)
-        name = Path(recipe).stem if recipe not in build.recipes() else recipe
-        directory = Run.create(out or unused_folder(Path("runs") / name), config)
+        name = config.name if config.name != "run" else Path(recipe).stem
+        directory = Run(out or unused_folder(Path("runs") / name))
+        require_empty(directory.path)
     job = Job(config, directory)
+    directory.write_config(config)
     try:
         with Status() as status:
             job.train(status, resume=resume)
             outcome = job.evaluate(status)
+    except UserError:
+        directory.discard_unused()
+        raise
     except Interrupted:
         report.write(directory)
         click.echo(

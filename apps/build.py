@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
+from importlib.metadata import version
 from pathlib import Path
 
 import torch
@@ -96,8 +97,11 @@ def features() -> Callable[[Sequence[Sample]], Tensor] | None:
 
 
 def hashes(config: RunConfig) -> dict[str, str]:
-    """SHA-256 of the base model's files; a hub id stands for itself."""
+    """SHA-256 of the base model's files and of the user's own rewards; a hub id and our version stand for themselves."""
     where = locate(config.model)
-    if isinstance(where, str):
-        return {"model": where}
-    return {"model": "sha256:" + hash_files(list(where.rglob("*.safetensors")))}
+    found = {"model": where if isinstance(where, str) else "sha256:" + hash_files(list(where.rglob("*.safetensors")))}
+    for spec in [*(entry.reward for entry in config.rewards), *config.evaluation.rewards]:
+        source = Path(spec.partition("?")[0].rpartition(":")[0]).expanduser()
+        own = source.suffix == ".py" and source.is_file()
+        found[f"reward {spec}"] = "sha256:" + hash_files([source]) if own else f"diffalign {version('diffalign')}"
+    return found

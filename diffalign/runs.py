@@ -104,6 +104,14 @@ def unused_folder(base: Path) -> Path:
     return path
 
 
+def require_empty(path: Path) -> None:
+    """Refuses an output folder that holds anything."""
+    if path.is_dir() and any(path.iterdir()):
+        raise ConfigError(f"output folder {path} is not empty: choose another --out, or continue it with --resume")
+    if path.exists() and not path.is_dir():
+        raise ConfigError(f"output {path} is a file, not a folder")
+
+
 class Run:
     """A run directory."""
 
@@ -113,12 +121,9 @@ class Run:
     @classmethod
     def create(cls, path: Path, config: RunConfig) -> Run:
         """Starts a run in a new or empty folder."""
-        if path.is_dir() and any(path.iterdir()):
-            raise ConfigError(f"output folder {path} is not empty: choose another --out, or continue it with --resume")
-        if path.exists() and not path.is_dir():
-            raise ConfigError(f"output {path} is a file, not a folder")
+        require_empty(path)
         run = cls(path)
-        write_text(path / "config.yaml", dump(config))
+        run.write_config(config)
         return run
 
     @classmethod
@@ -127,6 +132,15 @@ class Run:
         if not (path / "config.yaml").is_file():
             raise NotFoundError(f"{path} is not a run directory: it has no config.yaml")
         return cls(path)
+
+    def write_config(self, config: RunConfig) -> None:
+        """Writes the resolved configuration, which repeats the run."""
+        write_text(self.path / "config.yaml", dump(config))
+
+    def discard_unused(self) -> None:
+        """Removes a run that ended before its first epoch, so that the next one gets its name."""
+        if not (self.path / "metrics.jsonl").exists() and not self.checkpoints():
+            shutil.rmtree(self.path)
 
     def write_environment(self, seed: int, hashes: Mapping[str, str]) -> None:
         """Versions, git revision, hardware, seed, and the hashes of base model and rewards."""

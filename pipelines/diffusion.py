@@ -9,6 +9,7 @@ likelihood, and is masked out) or with a little (Stable Diffusion's own, 0.02 at
 from __future__ import annotations
 
 import copy
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
@@ -204,9 +205,24 @@ class DiffusionPolicy:
                 pipeline.save_pretrained(folder)
             return run / "model"
         with new_folder(run / "adapter") as folder:
+            metadata = _collate_lora_metadata({"unet": self.family.denoiser})
+            for settings in metadata.values():
+                settings["target_modules"] = sorted(settings["target_modules"])
             pipeline.save_lora_weights(
-                folder,
-                unet_lora_layers=get_peft_model_state_dict(self.family.denoiser),
-                **_collate_lora_metadata({"unet": self.family.denoiser}),
+                folder, unet_lora_layers=get_peft_model_state_dict(self.family.denoiser), **metadata
             )
+            for file in folder.glob("*.safetensors"):
+                _sort_header(file)
         return run / "adapter"
+
+
+def _sort_header(file: Path) -> None:
+    """Gives a safetensors file the one header that its content has: its writer shuffles the metadata at every call.
+
+    The format is 8 bytes of header length, the header as JSON padded with spaces to a multiple of 8, then the tensors.
+    """
+    content = file.read_bytes()
+    length = int.from_bytes(content[:8], "little")
+    header = json.dumps(json.loads(content[8 : 8 + length]), sort_keys=True, separators=(",", ":")).encode()
+    header += b" " * (-len(header) % 8)
+    file.write_bytes(len(header).to_bytes(8, "little") + header + content[8 + length :])

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 import math
 import os
 import time
@@ -255,6 +256,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--resume", action="store_true", help="goes on from the checkpoint in --out")
     given = parser.parse_args()
+    logging.basicConfig(level=logging.ERROR)  # open_clip warns that a model to be trained has no weights yet
     torch.set_num_threads(given.threads)
     given.out.mkdir(parents=True, exist_ok=True)
     scenes = _scenes(given.out, given.emoji, given.brain_mr)

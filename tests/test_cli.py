@@ -181,7 +181,7 @@ def test_bad_input_is_one_sentence_and_status_2(
     errors = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
     assert len(errors) == 1 and message in errors[0], result.stderr
     assert "Traceback" not in result.output
-    assert all(path.read_bytes() == content for path, content in before.items())
+    assert {path: path.read_bytes() for path in desk.rglob("*") if path.is_file()} == before
 
 
 def test_an_unknown_recipe_names_those_that_exist(desk: Path) -> None:
