@@ -13,7 +13,7 @@ import resource
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
@@ -205,20 +205,27 @@ class Bare:
         self.text_shape = policy.family.encode_text(PROMPTS[:1]).shape[1:]
         self.square = torch.randn(MATMUL_SIZE, MATMUL_SIZE)
 
-    def call(self, batch: int) -> Tensor:
-        """One call of the denoiser."""
+    def prepared(self, batch: int) -> Callable[[], Tensor]:
+        """A call of the denoiser that can be repeated."""
         latents, text = torch.randn(batch, *self.shape), torch.randn(batch, *self.text_shape)
-        output: Tensor = self.denoiser(latents, torch.full((batch,), 500), text, return_dict=False)[0]
-        return output
+        timesteps = torch.full((batch,), 500)
+
+        def call() -> Tensor:
+            output: Tensor = self.denoiser(latents, timesteps, text, return_dict=False)[0]
+            return output
+
+        return call
 
     def iteration(self, micro_batch: int, watch: Stopwatch) -> Numbers:
         """See Side."""
+        forward, both = self.prepared(2 * SETUP.images), self.prepared(2 * micro_batch)
+        gradient = torch.randn(2 * micro_batch, *self.shape)
         with watch("rollout"), torch.no_grad():
             for _ in range(SETUP.steps):
-                self.call(2 * SETUP.images)
+                forward()
         with watch("update"):
             for _ in range(SETUP.images * SETUP.steps // micro_batch):
-                self.call(2 * micro_batch).mean().backward()
+                both().backward(gradient)
         products, ceiling = 8, Stopwatch()
         with ceiling("matmul"):
             for _ in range(products):
@@ -231,9 +238,9 @@ class Bare:
         from torch.utils.flop_counter import FlopCounterMode
 
         with FlopCounterMode(display=False) as sampling, torch.no_grad():
-            self.call(2 * SETUP.images)
+            self.prepared(2 * SETUP.images)()
         with FlopCounterMode(display=False) as training:
-            self.call(2 * micro_batch).mean().backward()
+            self.prepared(2 * micro_batch)().sum().backward()
         calls = SETUP.images * SETUP.steps // micro_batch
         return {
             "rollout": SETUP.steps * sampling.get_total_flops() / 1e9,

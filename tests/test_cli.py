@@ -95,6 +95,28 @@ def test_align_evaluate_and_repeat(desk: Path) -> None:
     assert same["before"]["mean"] == pytest.approx(brightness["before"]["mean"], abs=0.1)
 
 
+def test_evaluate_one_run_against_another(desk: Path) -> None:
+    """Two runs from different seeds: neither was trained on what they are compared by, unless it is the run's own."""
+    for seed in ("1", "2"):
+        assert diffalign("align", "run.yaml", "--out", seed, "--set", f"seed={seed}").exit_code == 0
+    result = diffalign("evaluate", "1", "--against", "2", "--out", "compared", "--set", "evaluation.seeds_per_prompt=3")
+    assert result.exit_code == 0, result.output
+    data = json.loads((desk / "compared" / "evaluation.json").read_text())
+    assert data["rewards"]["brightness"]["before"]["n"] == 6 and data["distance"]["pixel_rms"] > 0
+    assert "step_kl" not in data["distance"]  # two different models have no shared steps to compare
+
+    nothing = diffalign("evaluate", yaml.safe_load((desk / "run.yaml").read_text())["model"])
+    assert nothing.exit_code == 2 and "is not a run" in nothing.stderr
+
+
+def test_a_long_prompt_is_cut_with_a_warning(desk: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """The tiny encoder takes 16 tokens; 21 words and two markers are 23."""
+    (desk / "prompts.txt").write_text("".join("red " * 20 + f"{word}\n" for word in ("ball", "cube", "one", "two")))
+    result = diffalign("align", "run.yaml", "--set", "trainer.epochs=1")
+    assert result.exit_code == 0, result.output
+    assert "is 23 tokens long and the text encoder takes 16: its last 7 tokens are cut" in caplog.text
+
+
 def test_dry_run_prints_the_plan_and_writes_nothing(desk: Path) -> None:
     result = diffalign("align", "run.yaml", "--set", "trainer.epochs=3", "--dry-run")
     assert result.exit_code == 0, result.output
