@@ -24,7 +24,7 @@ from diffalign.runs import Run, write_text
 TEMPLATES = Path(__file__).parent / "templates"
 _PRIVATE = re.compile(
     r"(?P<scheme>[a-z][a-z0-9+.-]*)://[^\s\"'<>]*"
-    r"|(?<![\w.…~/\\-])(?:[A-Za-z]:[\\/]|\\\\|~[\w.-]*/|/)(?:[^\"'<>:?&=|]*[\\/])?(?P<last>[^\"'<>:?&=|\\/]*)"
+    r"|(?<![\w.…~/\\-])(?:[A-Za-z]:[\\/]|\\\\|~[\w.-]*/|/(?=\S))(?:[^\"'<>:?&=|]*[\\/])?(?P<last>[^\"'<>:?&=|\\/]*)"
 )
 
 
@@ -57,8 +57,8 @@ def context(run: Run) -> dict[str, Any]:
     evaluation = _read(run.path / "evaluation.json")
     won = report_measures.win(evaluation)
     measures = report_measures.table(evaluation)
-    main = next((row for row in measures if won and row.depth == 0 and row.name == won.by), None)
-    name = won.by if won else _main_name(config, rows)
+    name = str((evaluation.get("win_rate") or {}).get("by") or _main_name(config, rows))
+    main = next((row for row in measures if row.depth == 0 and row.name == name), None)
     groups, tally = report_pictures.pairs(run.path / "samples", _sign(evaluation, name), config.seed)
     return {
         "config": config,
@@ -183,7 +183,7 @@ def public(text: object) -> str:
     def shortened(match: re.Match[str]) -> str:
         if match["scheme"]:
             return f"{match['scheme']}://…"
-        return f"…/{match['last']}" if match["last"] or len(match[0]) > 1 else match[0]
+        return f"…/{match['last']}"
 
     return _PRIVATE.sub(shortened, str(text))
 

@@ -191,5 +191,5 @@ def outcome(row: Row, won: Win | None) -> str:
         moved = f"{verb} from {before} to {after}: a difference of {change} (95\u00a0% interval {interval})"
     text = f"On {row.n} images of held-out prompts, {row.name} {moved}."
     if won:
-        text += f" It won {won.value} of the pairs with the base model's images ({won.interval}; a tie is half a win)."
+        text += f" The aligned model won {won.value} of the pairs ({won.interval}; a tie is half a win)."
     return text

@@ -1,2 +1,199 @@
-def table(r): return []
-def page(r): return ""
+"""The table and the page of the DDPO comparison, from its recorded results."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from statistics import median
+from typing import Any
+
+NAMES = {"trl": "TRL", "diffalign": "diffalign", "bare": "bare denoiser"}
+PARTS = ("rollout", "reward", "update", "iteration")
+BUSY = 1.1
+"""Wall time above this multiple of processor time: something else had the processor."""
+
+Results = dict[str, Any]
+Answers = Sequence[dict[str, Any]]
+
+
+def seconds(answers: Answers, part: str, clock: str) -> float:
+    """Median seconds of a part of an iteration; 0 for a part that this side does not have."""
+    return median(answer["parts"].get(part, {}).get(clock, 0.0) for answer in answers)
+
+
+def ratio(first: Answers, second: Answers, part: str, clock: str) -> tuple[float, float, float]:
+    """Median, lowest and highest of ``first / second``, round by round: neighbours share what the machine did."""
+    ratios = [a["parts"][part][clock] / b["parts"][part][clock] for a, b in zip(first, second, strict=True)]
+    return median(ratios), min(ratios), max(ratios)
+
+
+def clock_of(results: Results) -> str:
+    """``wall`` on a quiet machine with threads to itself, ``cpu`` where others had the processor."""
+    answers = [answer for side in results["equal"].values() for answer in side]
+    busy = median(answer["parts"]["iteration"]["wall"] / answer["parts"]["iteration"]["cpu"] for answer in answers)
+    return "cpu" if busy * results["machine"]["threads"] > BUSY else "wall"
+
+
+def table(results: Results) -> list[str]:
+    """The compact table for the terminal."""
+    clock = clock_of(results)
+    lines = [
+        f"{'':28}{'rollout':>9}{'reward':>9}{'update':>9}{'iteration':>11}{'images/s':>10}  ({_clock_name(clock)})"
+    ]
+    for key in ("equal", "best"):
+        for side, answers in results[key].items():
+            times = [seconds(answers, part, clock) for part in PARTS]
+            name = f"{NAMES[side]}, micro-batch {answers[0]['micro_batch']}"
+            cells = "".join(f"{value:>9.3f}" for value in times[:3])
+            lines.append(f"{name:28}{cells}{times[3]:>11.3f}{results['setup']['images'] / times[3]:>10.2f}")
+    for key in ("equal", "best"):
+        values = [f"{part} {_ratio_text(results[key], part, clock)}" for part in ("rollout", "update", "iteration")]
+        lines.append(f"TRL / diffalign, {key}: {', '.join(values)}")
+    for side in results["equal"]:
+        lines.append(f"denoiser calls, {NAMES[side]}: {_calls(results['equal'][side])}")
+    return lines
+
+
+def page(results: Results) -> str:
+    """The page in Markdown."""
+    parts = [_head(results), _equal(results), _best(results), _evidence(results), _where(results), _conditions(results)]
+    return "\n\n".join(parts) + "\n"
+
+
+def _clock_name(clock: str) -> str:
+    return "processor seconds" if clock == "cpu" else "wall seconds"
+
+
+def _ratio_text(sides: dict[str, Answers], part: str, clock: str) -> str:
+    middle, low, high = ratio(sides["trl"], sides["diffalign"], part, clock)
+    return f"{middle:.2f} ({low:.2f}–{high:.2f})"
+
+
+def _calls(answers: Answers) -> str:
+    return "; ".join(f"{count} × {kind}" for kind, count in answers[0]["calls"].items())
+
+
+def _head(results: Results) -> str:
+    setup, ready = results["setup"], results["ready"]["diffalign"]
+    return f"""# DDPO: diffalign and TRL side by side
+
+Written by `python -m benchmarks.trl_ddpo` (`make bench`) on {results["date"]}; every number is in
+`benchmarks/results/trl_ddpo.json`, and how it is measured is in [README.md](README.md).
+
+**The task.** A random Stable Diffusion of the real classes (U-Net of {ready["parameters"] / 1e6:.2f} M parameters, of which
+{ready["trainable"]} in a LoRA of rank {setup["rank"]} on attention; 16×16 latents, 64×64 pixels). One iteration samples
+{setup["images"]} images in {setup["steps"]} steps with guidance {setup["guidance_scale"]:g}, scores their JPEG size, and makes one
+AdamW update from all {setup["images"] * setup["steps"]} denoising steps, guided as they were sampled."""
+
+
+def _equal(results: Results) -> str:
+    clock, sides, setup = clock_of(results), results["equal"], results["setup"]
+    bare = seconds(sides["bare"], "iteration", clock)
+    gflop = sum(results["ready"]["bare"]["gflop"].values())
+    ceiling = median(answer["matmul_gflops"][clock] for answer in sides["bare"])
+    lines = [
+        f"## The same work: micro-batch {setup['micro_batch']}",
+        "",
+        f"Medians of {len(sides['bare'])} iterations after a warm-up, in {_clock_name(clock)}. *Over bare* is the time beyond the"
+        " same denoiser calls without anything around them.",
+        "",
+        "| | rollout | reward | update | iteration | images/s | over bare | of matrix-product ceiling | peak memory |",
+        "|---|---:|---:|---:|---:|---:|---:|---:|---:|",
+    ]
+    for side, answers in sides.items():
+        rollout, reward, update, total = (seconds(answers, part, clock) for part in PARTS)
+        peak = max(answer["peak_mb"] for answer in answers)
+        lines.append(
+            f"| {NAMES[side]} | {rollout:.3f} | {reward:.3f} | {update:.3f} | {total:.3f} | {setup['images'] / total:.2f} |"
+            f" {total / bare - 1:+.1%} | {gflop / total / ceiling:.0%} | {peak:.0f} MB |"
+        )
+    speed = ", ".join(f"{part} {_ratio_text(sides, part, clock)}" for part in ("rollout", "update", "iteration"))
+    lines += [
+        "",
+        f"TRL's time divided by ours, median of the rounds (lowest–highest): {speed}. Above 1, we are faster.",
+    ]
+    return "\n".join(lines)
+
+
+def _best(results: Results) -> str:
+    clock, sides = clock_of(results), results["best"]
+    equal = results["equal"]["diffalign"]
+    lines = ["## Each side at its best micro-batch", "", "| | rollout | reward | update | iteration | images/s |"]
+    lines.append("|---|---:|---:|---:|---:|---:|")
+    for side, answers in sides.items():
+        cells = " | ".join(f"{seconds(answers, part, clock):.3f}" for part in PARTS)
+        speed = results["setup"]["images"] / seconds(answers, "iteration", clock)
+        lines.append(f"| {NAMES[side]}, micro-batch {answers[0]['micro_batch']} | {cells} | {speed:.2f} |")
+    tried = "; ".join(
+        f"{NAMES[side]} " + ", ".join(f"{size}: {value:.2f}" for size, value in found.items())
+        for side, found in results["tried"].items()
+    )
+    gain = seconds(equal, "update", clock) / seconds(sides["diffalign"], "update", clock)
+    lines += [
+        "",
+        f"TRL's time divided by ours: iteration {_ratio_text(sides, 'iteration', clock)}. Against our own micro-batch"
+        f" {results['setup']['micro_batch']}, our update is {gain:.2f} times as fast. TRL's micro-batch holds one step of different"
+        f" images, so {results['setup']['images']} is its largest here; ours holds any steps of any images. One update each, in"
+        f" processor seconds by micro-batch: {tried}.",
+    ]
+    return "\n".join(lines)
+
+
+def _evidence(results: Results) -> str:
+    lines = ["## That it is the same work", "", "| | denoiser calls in each iteration | reward before training |"]
+    lines.append("|---|---|---:|")
+    for side, answers in results["equal"].items():
+        warm = results["warm_up"][side][0]
+        reward = f"{warm['reward_mean']:.3f} ± {warm['reward_std']:.3f} kB" if "reward_mean" in warm else "–"
+        lines.append(f"| {NAMES[side]} | {_calls(answers)} | {reward} |")
+    lines += [
+        "",
+        "Calls are counted by hooks on the denoiser in every measured iteration, a backward pass where a gradient reached its"
+        " output; the run fails where they differ from what the settings ask for, or where the rewards of the untrained model"
+        " (mean ± standard deviation over the images; both adapters start at zero) differ by more than four standard errors.",
+    ]
+    return "\n".join(lines)
+
+
+def _where(results: Results) -> str:
+    clock, sides = clock_of(results), results["equal"]
+    lines = ["## Where the time goes", ""]
+    for side in ("trl", "diffalign"):
+        total = seconds(sides[side], "iteration", clock)
+        own = {part: seconds(sides[side], part, clock) for part in ("rollout", "update")}
+        bare = {part: seconds(sides["bare"], part, clock) for part in own}
+        text = ", ".join(
+            f"{part} {own[part] / total:.0%} of the iteration ({bare[part]:.3f} s denoiser, {own[part] - bare[part]:+.3f} s the rest)"
+            for part in own
+        )
+        lines.append(f"- {NAMES[side]}: {text}.")
+    gflop = results["ready"]["bare"]["gflop"]
+    ceiling = median(answer["matmul_gflops"][clock] for answer in sides["bare"])
+    lines += [
+        "",
+        f"An iteration is {gflop['rollout']:.0f} GFLOP of rollout and {gflop['update']:.0f} GFLOP of update (counted by torch, the"
+        f" denoiser only). A 1024×1024 float32 matrix product ran at {ceiling:.0f} GFLOP/s in the same run. The rest of a rollout"
+        " is the text encoder, the decoder of 32 images, noise and log-densities; the rest of an update is the loss, gathering"
+        " rows, and the optimiser. A negative rest is within the noise of the measurement.",
+    ]
+    return "\n".join(lines)
+
+
+def _conditions(results: Results) -> str:
+    machine, answers = results["machine"], [a for side in results["equal"].values() for a in side]
+    wall = median(a["parts"]["iteration"]["wall"] for a in answers)
+    cpu = median(a["parts"]["iteration"]["cpu"] for a in answers)
+    versions = results["ready"]["trl"]["versions"]
+    text = ", ".join(f"{name} {version}" for name, version in versions.items())
+    busy = (
+        f" **Other work ran on this machine**: an iteration took {wall:.1f} s of wall time for {cpu:.1f} s of processor time"
+        f" (load average {machine['load_average'][0]:g} on {machine['cores']} cores). The numbers above are therefore processor"
+        " seconds, which leave out the time in which others had the processor, though not the caches that they emptied; read the"
+        " ratios, not the seconds."
+        if clock_of(results) == "cpu"
+        else " The machine was otherwise quiet."
+    )
+    return f"""## Conditions
+
+{machine["cpu"]}, {machine["cores"]} cores, {machine["memory_gb"]} GB, {machine["system"]}; {machine["threads"]} thread a side; no accelerator.{busy}
+
+{text}; Python as the project's."""

@@ -22,8 +22,11 @@ RATIO_TOLERANCE = {"fp32": 0.0, "fp16": 2e-3, "bf16": 2e-2}
 """Largest deviation of the on-policy ratio from 1 that a precision explains, in a replay of the rollout's own batch."""
 
 
-def reward_is_usable(scores: Scores) -> None:
-    """Refuses a reward that is not finite, or the same for every sample: neither can teach anything."""
+def reward_is_usable(scores: Scores, *, start: bool) -> None:
+    """Refuses a reward that is not finite, or, at the start of a run, the same for every sample: neither can teach.
+
+    Later a reward may be the same for every sample because all of them are perfect.
+    """
     total = scores.total
     finite = total[total.isfinite()]
     if len(finite) == 0:
@@ -36,7 +39,7 @@ def reward_is_usable(scores: Scores) -> None:
             f"the reward is NaN or infinite for {len(total) - len(finite)} of {len(total)} samples of the epoch;"
             " see 'diffalign reward check'"
         )
-    if len(finite) > 1 and float(finite.max() - finite.min()) == 0:
+    if start and len(finite) > 1 and float(finite.max() - finite.min()) == 0:
         raise RefusedError(
             f"the reward is constant: {finite[0]:.6g} for all {len(finite)} samples of the epoch, so no sample is"
             " better than another; see 'diffalign reward check'"

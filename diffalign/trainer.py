@@ -100,7 +100,7 @@ class Trainer:
                 rollout = self.sample()
                 sampled = time.perf_counter()
                 scores = self.reward(rollout.samples)
-                checks.reward_is_usable(scores)
+                checks.reward_is_usable(scores, start=self.updates == 0)
                 scored = time.perf_counter()
                 advantages = self.advantages(rollout, scores)
                 metrics = self.update(rollout, advantages)

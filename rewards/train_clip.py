@@ -249,18 +249,21 @@ def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--out", type=Path, required=True, help="gets model/, the checkpoint and the rendered scenes")
-    parser.add_argument("--minutes", type=float, default=25.0, help="training time, rendering not counted")
+    parser.add_argument("--minutes", type=float, default=math.inf, help="wall time of the training, without rendering")
+    parser.add_argument("--steps", type=int, help="for a machine that is shared; 1000 take about 25 idle minutes")
     parser.add_argument("--emoji", type=int, default=40_000, help="number of emoji scenes")
     parser.add_argument("--brain-mr", type=int, default=12_000, help="number of brain-mr scenes")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--resume", action="store_true", help="goes on from the checkpoint in --out")
     given = parser.parse_args()
+    if given.steps is None and given.minutes == math.inf:
+        parser.error("say how long to train: --minutes or --steps")
     logging.basicConfig(level=logging.ERROR)  # open_clip warns that a model to be trained has no weights yet
     torch.set_num_threads(given.threads)
     given.out.mkdir(parents=True, exist_ok=True)
     scenes = _scenes(given.out, given.emoji, given.brain_mr)
-    train(given.out, scenes, minutes=given.minutes, seed=given.seed, resume=given.resume)
+    train(given.out, scenes, minutes=given.minutes, steps=given.steps, seed=given.seed, resume=given.resume)
 
 
 if __name__ == "__main__":

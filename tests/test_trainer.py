@@ -267,6 +267,15 @@ def test_a_reward_that_cannot_teach_is_refused(value: float, reason: str) -> Non
     assert not trainer.policy.mean.any()  # type: ignore[attr-defined]
 
 
+def test_a_reward_that_became_perfect_is_no_fault() -> None:
+    trainer = walk(epochs=1)
+    trainer.train()
+    trainer.reward = Constant(1.0)
+    before = trainer.policy.mean.detach().clone()  # type: ignore[attr-defined]
+    trainer.train(2)
+    assert trainer.epoch == 2 and torch.equal(before, trainer.policy.mean)  # type: ignore[attr-defined]
+
+
 def test_a_diverging_run_stops_with_the_last_good_checkpoint(
     make: Callable[..., DiffusionPolicy], tmp_path: Path
 ) -> None:
