@@ -97,7 +97,7 @@ def features() -> Callable[[Sequence[Sample]], Tensor] | None:
 
 
 def hashes(config: RunConfig) -> dict[str, str]:
-    """SHA-256 of the base model's files and of the user's own rewards; a hub id and our version stand for themselves."""
+    """SHA-256 of the base model's files and of the user's own rewards; a hub id and our version as they are."""
     where = locate(config.model)
     found = {"model": where if isinstance(where, str) else "sha256:" + hash_files(list(where.rglob("*.safetensors")))}
     for spec in [*(entry.reward for entry in config.rewards), *config.evaluation.rewards]:

@@ -32,7 +32,7 @@ WORDS = {
         "data": "30,000 scenes composed by `diffalign.worlds.emoji` from 24 drawings of Noto Emoji",
         "licence": "Apache-2.0. The drawings are Noto Emoji, Copyright Google LLC, Apache-2.0; see"
         " `diffalign/worlds/assets/noto-emoji/NOTICE`.",
-        "limits": "It knows 24 things, six plain backgrounds, counts up to four, four relations and four corners, in the"
+        "limits": "It knows 24 things, six plain backgrounds, counts to four, four relations and four corners, in the"
         " wording of its captions. Anything else gives nonsense. Fine detail (faces, wheels, petals) is soft: the"
         " autoencoder compresses twelvefold.",
     },

@@ -71,6 +71,7 @@ class Evaluation:
             "after": mean_interval(after, groups) | {"n": len(after)},
             "difference": mean_interval(after - before, groups),
             "trained_on": measure.trained_on,
+            "higher_is_better": measure.higher_is_better,
         }
         return summary
 
@@ -229,5 +230,6 @@ def verdict(evaluation: Evaluation) -> dict[str, Any]:
     else:
         text = "No sign of over-optimisation: nothing that was measured and not trained on got clearly worse."
     if praise:
-        text += " " + "; ".join(praise).capitalize() + "."
+        text += " But " if alarms else " And "
+        text += "; ".join(praise) + "."
     return {"alarm": bool(alarms), "text": text}

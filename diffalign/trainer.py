@@ -192,15 +192,15 @@ class Trainer:
             # A row with advantage 0 has loss 0 and gradient 0: leaving it out changes nothing but the time.
             kept = advantages[rows] != 0
             rows, steps = rows[kept], steps[kept]
+        if len(rows) == 0:
+            return {}
         totals: dict[str, float] = {}
         for chunk in torch.arange(len(rows)).split(self.settings.micro_batch_size):
             loss, metrics = self._loss(rollout.take(rows[chunk]), advantages[rows[chunk]], steps[chunk, None])
             self.accelerator.backward(loss.sum() / count)
-            metrics["loss"] = loss.detach().mean()
+            metrics["loss"] = loss.detach().sum() * len(rows) / (count * len(chunk))
             for name, value in metrics.items():
-                totals[f"policy/{name}"] = totals.get(f"policy/{name}", 0.0) + float(value) * len(chunk) / count
-        if len(rows) == 0:
-            return totals
+                totals[f"policy/{name}"] = totals.get(f"policy/{name}", 0.0) + float(value) * len(chunk) / len(rows)
         if self.updates == 0:
             checks.gradients_reach(self.parameters)
         norm = float(self.accelerator.clip_grad_norm_(self.parameters.values(), self.settings.max_grad_norm) or 0.0)
