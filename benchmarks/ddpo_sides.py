@@ -129,7 +129,7 @@ class Trl:
     def __init__(self, folder: Path) -> None:
         from accelerate import PartialState
 
-        PartialState(cpu=True)  # type: ignore[no-untyped-call]  # TRL's pipeline logs before its trainer makes one
+        PartialState(cpu=True)  # TRL's pipeline logs before its trainer makes one
         from trl import (  # type: ignore[import-not-found,unused-ignore]  # in an environment of its own
             DDPOConfig,
             DDPOTrainer,
@@ -274,7 +274,8 @@ def serve(name: str, folder: Path, threads: int) -> None:
     os.dup2(2, 1)  # what libraries print must not mix with the answers
     torch.set_num_threads(threads)
     ensure_model(folder)
-    side: Side = {"diffalign": Diffalign, "trl": Trl, "bare": Bare}[name](folder)
+    sides: dict[str, Callable[[Path], Side]] = {"diffalign": Diffalign, "trl": Trl, "bare": Bare}
+    side = sides[name](folder)
     parameters = list(side.denoiser.parameters())
     ready: Numbers = {
         "versions": _versions(),

@@ -16,7 +16,7 @@ import subprocess
 import sys
 import sysconfig
 import venv
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -177,45 +177,42 @@ def machine(threads: int) -> dict[str, object]:
     }
 
 
-def measure(iterations: int, threads: int) -> dict[str, object]:
-    """Everything that the page is made from."""
-    started = machine(threads)
+def measure(iterations: int, threads: int, save: Callable[[dict[str, object]], None]) -> None:
+    """Everything that the page is made from; saved when the same work is done, and again at the end."""
+    results: dict[str, object] = {
+        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+        "machine": machine(threads),
+        "setup": asdict(SETUP),
+    }
     with workers(threads) as running:
         warm = rounds(running, dict.fromkeys(SIDES, SETUP.micro_batch), 1)
         equal = rounds(running, dict.fromkeys(SIDES, SETUP.micro_batch), iterations)
         check_same_work(warm, equal)
+        results |= {"ready": {side: worker.ready for side, worker in running.items()}, "warm_up": warm, "equal": equal}
+        save(results | {"tried": {}, "best": {}})
         best, tried = best_micro_batches(running)
-        fastest = rounds(running, best, iterations)
-        return {
-            "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
-            "machine": started,
-            "setup": asdict(SETUP),
-            "ready": {side: worker.ready for side, worker in running.items()},
-            "warm_up": warm,
-            "equal": equal,
-            "tried": tried,
-            "best": fastest,
-        }
+        save(results | {"tried": tried, "best": rounds(running, best, iterations)})
 
 
-def main(arguments: Sequence[str] | None = None) -> Iterable[str]:
-    """Runs the comparison; returns the lines of the table that it printed."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.trl_ddpo", description=__doc__.splitlines()[0])
-    parser.add_argument("--iterations", type=int, default=5, help="measured iterations of each side (at least 5)")
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Runs the comparison, prints the table, and writes results and page."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.trl_ddpo", description=str(__doc__).splitlines()[0])
+    parser.add_argument("--iterations", type=int, default=5, help="measured iterations of each side")
     parser.add_argument("--threads", type=int, default=1, help="threads of each side")
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results" / "trl_ddpo.json")
     parser.add_argument("--page-only", action="store_true", help="write the page anew from the results in --out")
     options = parser.parse_args(arguments)
-    if not options.page_only:
-        results = measure(options.iterations, options.threads)
+    page = Path(__file__).with_suffix(".md")
+
+    def save(results: dict[str, object]) -> None:
         options.out.parent.mkdir(parents=True, exist_ok=True)
         options.out.write_text(json.dumps(results, indent=1) + "\n")
-    results = json.loads(options.out.read_text())
-    lines = trl_ddpo_page.table(results)
-    page = Path(__file__).with_suffix(".md")
-    page.write_text(trl_ddpo_page.page(results))
-    print("\n".join(lines))
-    return lines
+
+    if not options.page_only:
+        measure(options.iterations, options.threads, save)
+    recorded = json.loads(options.out.read_text())
+    page.write_text(trl_ddpo_page.page(recorded))
+    print("\n".join(trl_ddpo_page.table(recorded)))
 
 
 if __name__ == "__main__":

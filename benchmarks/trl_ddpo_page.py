@@ -17,7 +17,7 @@ Answers = Sequence[dict[str, Any]]
 
 def seconds(answers: Answers, part: str, clock: str) -> float:
     """Median seconds of a part of an iteration; 0 for a part that this side does not have."""
-    return median(answer["parts"].get(part, {}).get(clock, 0.0) for answer in answers)
+    return float(median(answer["parts"].get(part, {}).get(clock, 0.0) for answer in answers))
 
 
 def ratio(first: Answers, second: Answers, part: str, clock: str) -> tuple[float, float, float]:
@@ -45,7 +45,7 @@ def table(results: Results) -> list[str]:
             name = f"{NAMES[side]}, micro-batch {answers[0]['micro_batch']}"
             cells = "".join(f"{value:>9.3f}" for value in times[:3])
             lines.append(f"{name:28}{cells}{times[3]:>11.3f}{results['setup']['images'] / times[3]:>10.2f}")
-    for key in ("equal", "best"):
+    for key in ("equal", "best") if results["best"] else ("equal",):
         values = [f"{part} {_ratio_text(results[key], part, clock)}" for part in ("rollout", "update", "iteration")]
         lines.append(f"TRL / diffalign, {key}: {', '.join(values)}")
     for side in results["equal"]:
@@ -79,61 +79,67 @@ def _head(results: Results) -> str:
 Written by `python -m benchmarks.trl_ddpo` (`make bench`) on {results["date"]}; every number is in
 `benchmarks/results/trl_ddpo.json`, and how it is measured is in [README.md](README.md).
 
-**The task.** A random Stable Diffusion of the real classes (U-Net of {ready["parameters"] / 1e6:.2f} M parameters, of which
-{ready["trainable"]} in a LoRA of rank {setup["rank"]} on attention; 16×16 latents, 64×64 pixels). One iteration samples
-{setup["images"]} images in {setup["steps"]} steps with guidance {setup["guidance_scale"]:g}, scores their JPEG size, and makes one
-AdamW update from all {setup["images"] * setup["steps"]} denoising steps, guided as they were sampled."""
+**The task.** A random Stable Diffusion of the real classes: a U-Net of {ready["parameters"] / 1e6:.2f} M parameters, of
+which {ready["trainable"]} in a LoRA of rank {setup["rank"]} on attention; 16×16 latents, 64×64 pixels. One iteration
+samples {setup["images"]} images in {setup["steps"]} steps with guidance {setup["guidance_scale"]:g}, scores their JPEG
+size, and makes one AdamW update from all {setup["images"] * setup["steps"]} denoising steps, guided as when sampled."""
 
 
 def _equal(results: Results) -> str:
-    clock, sides, setup = clock_of(results), results["equal"], results["setup"]
+    clock, sides, images = clock_of(results), results["equal"], results["setup"]["images"]
     bare = seconds(sides["bare"], "iteration", clock)
     gflop = sum(results["ready"]["bare"]["gflop"].values())
-    ceiling = median(answer["matmul_gflops"][clock] for answer in sides["bare"])
     lines = [
-        f"## The same work: micro-batch {setup['micro_batch']}",
+        f"## The same work: micro-batch {results['setup']['micro_batch']}",
         "",
-        f"Medians of {len(sides['bare'])} iterations after a warm-up, in {_clock_name(clock)}. *Over bare* is the time beyond the"
-        " same denoiser calls without anything around them.",
+        f"Medians of {len(sides['bare'])} iterations after a warm-up, in {_clock_name(clock)}. *Over bare* is the time",
+        "beyond the same denoiser calls without anything around them; *of ceiling* is the denoiser's arithmetic as a",
+        "share of what a large matrix product reaches.",
         "",
-        "| | rollout | reward | update | iteration | images/s | over bare | of matrix-product ceiling | peak memory |",
+        "| | rollout | reward | update | iteration | images/s | over bare | of ceiling | peak memory |",
         "|---|---:|---:|---:|---:|---:|---:|---:|---:|",
     ]
     for side, answers in sides.items():
-        rollout, reward, update, total = (seconds(answers, part, clock) for part in PARTS)
-        peak = max(answer["peak_mb"] for answer in answers)
-        lines.append(
-            f"| {NAMES[side]} | {rollout:.3f} | {reward:.3f} | {update:.3f} | {total:.3f} | {setup['images'] / total:.2f} |"
-            f" {total / bare - 1:+.1%} | {gflop / total / ceiling:.0%} | {peak:.0f} MB |"
-        )
+        times = [seconds(answers, part, clock) for part in PARTS]
+        cells = [f"{value:.3f}" for value in times]
+        cells += [
+            f"{images / times[3]:.2f}",
+            f"{times[3] / bare - 1:+.1%}",
+            f"{gflop / times[3] / _ceiling(results):.0%}",
+        ]
+        cells += [f"{max(answer['peak_mb'] for answer in answers):.0f} MB"]
+        lines.append(f"| {NAMES[side]} | {' | '.join(cells)} |")
     speed = ", ".join(f"{part} {_ratio_text(sides, part, clock)}" for part in ("rollout", "update", "iteration"))
     lines += [
         "",
-        f"TRL's time divided by ours, median of the rounds (lowest–highest): {speed}. Above 1, we are faster.",
+        "TRL's time divided by ours, median of the rounds (lowest–highest); above 1, we are faster:",
+        f"{speed}.",
     ]
     return "\n".join(lines)
 
 
 def _best(results: Results) -> str:
-    clock, sides = clock_of(results), results["best"]
-    equal = results["equal"]["diffalign"]
+    clock, sides, images = clock_of(results), results["best"], results["setup"]["images"]
+    if not sides:
+        return "## Each side at its best micro-batch\n\nNot measured in this run."
     lines = ["## Each side at its best micro-batch", "", "| | rollout | reward | update | iteration | images/s |"]
     lines.append("|---|---:|---:|---:|---:|---:|")
     for side, answers in sides.items():
-        cells = " | ".join(f"{seconds(answers, part, clock):.3f}" for part in PARTS)
-        speed = results["setup"]["images"] / seconds(answers, "iteration", clock)
-        lines.append(f"| {NAMES[side]}, micro-batch {answers[0]['micro_batch']} | {cells} | {speed:.2f} |")
+        times = [seconds(answers, part, clock) for part in PARTS]
+        cells = " | ".join([*(f"{value:.3f}" for value in times), f"{images / times[3]:.2f}"])
+        lines.append(f"| {NAMES[side]}, micro-batch {answers[0]['micro_batch']} | {cells} |")
     tried = "; ".join(
         f"{NAMES[side]} " + ", ".join(f"{size}: {value:.2f}" for size, value in found.items())
         for side, found in results["tried"].items()
     )
-    gain = seconds(equal, "update", clock) / seconds(sides["diffalign"], "update", clock)
+    own = results["equal"]["diffalign"]
+    gain = seconds(own, "update", clock) / seconds(sides["diffalign"], "update", clock)
     lines += [
         "",
-        f"TRL's time divided by ours: iteration {_ratio_text(sides, 'iteration', clock)}. Against our own micro-batch"
-        f" {results['setup']['micro_batch']}, our update is {gain:.2f} times as fast. TRL's micro-batch holds one step of different"
-        f" images, so {results['setup']['images']} is its largest here; ours holds any steps of any images. One update each, in"
-        f" processor seconds by micro-batch: {tried}.",
+        f"Medians of {len(sides['trl'])} iterations. TRL's time divided by ours: iteration",
+        f"{_ratio_text(sides, 'iteration', clock)}. Our update takes {1 / gain:.2f} of its time at micro-batch",
+        f"{own[0]['micro_batch']}. TRL's micro-batch holds one step of different images, so {images} is its largest",
+        f"here; ours holds any steps of any images. One update each, in processor seconds by micro-batch: {tried}.",
     ]
     return "\n".join(lines)
 
@@ -147,53 +153,58 @@ def _evidence(results: Results) -> str:
         lines.append(f"| {NAMES[side]} | {_calls(answers)} | {reward} |")
     lines += [
         "",
-        "Calls are counted by hooks on the denoiser in every measured iteration, a backward pass where a gradient reached its"
-        " output; the run fails where they differ from what the settings ask for, or where the rewards of the untrained model"
-        " (mean ± standard deviation over the images; both adapters start at zero) differ by more than four standard errors.",
+        "Calls are counted by hooks on the denoiser in every measured iteration, a backward pass where a gradient",
+        "reached its output. The run fails where they differ from what the settings ask for, or where the rewards of the",
+        "untrained model (mean ± standard deviation over the images; both adapters start at zero) differ by more than",
+        "four standard errors.",
     ]
     return "\n".join(lines)
 
 
 def _where(results: Results) -> str:
     clock, sides = clock_of(results), results["equal"]
-    lines = ["## Where the time goes", ""]
-    for side in ("trl", "diffalign"):
-        total = seconds(sides[side], "iteration", clock)
-        own = {part: seconds(sides[side], part, clock) for part in ("rollout", "update")}
-        bare = {part: seconds(sides["bare"], part, clock) for part in own}
-        text = ", ".join(
-            f"{part} {own[part] / total:.0%} of the iteration ({bare[part]:.3f} s denoiser, {own[part] - bare[part]:+.3f} s the rest)"
-            for part in own
-        )
-        lines.append(f"- {NAMES[side]}: {text}.")
+    lines = [
+        "## Where the time goes",
+        "",
+        "| | the denoiser alone | what TRL adds | what diffalign adds |",
+        "|---|---:|---:|---:|",
+    ]
+    for part in ("rollout", "update"):
+        bare = seconds(sides["bare"], part, clock)
+        added = (seconds(sides[side], part, clock) - bare for side in ("trl", "diffalign"))
+        lines.append(f"| {part} | {bare:.3f} s | " + " | ".join(f"{value:+.3f} s" for value in added) + " |")
     gflop = results["ready"]["bare"]["gflop"]
-    ceiling = median(answer["matmul_gflops"][clock] for answer in sides["bare"])
     lines += [
         "",
-        f"An iteration is {gflop['rollout']:.0f} GFLOP of rollout and {gflop['update']:.0f} GFLOP of update (counted by torch, the"
-        f" denoiser only). A 1024×1024 float32 matrix product ran at {ceiling:.0f} GFLOP/s in the same run. The rest of a rollout"
-        " is the text encoder, the decoder of 32 images, noise and log-densities; the rest of an update is the loss, gathering"
-        " rows, and the optimiser. A negative rest is within the noise of the measurement.",
+        f"The denoiser's arithmetic is {gflop['rollout']:.0f} GFLOP a rollout and {gflop['update']:.0f} GFLOP an update,",
+        f"as torch counts it; a 1024×1024 float32 matrix product ran at {_ceiling(results):.0f} GFLOP/s in the same run.",
+        "What is added to a rollout is the text encoder, the decoder of the images, noise and log-densities; to an update,",
+        "gathering rows, the loss and the optimiser. A negative number is the noise of the measurement.",
     ]
     return "\n".join(lines)
 
 
+def _ceiling(results: Results) -> float:
+    clock = clock_of(results)
+    return float(median(answer["matmul_gflops"][clock] for answer in results["equal"]["bare"]))
+
+
 def _conditions(results: Results) -> str:
-    machine, answers = results["machine"], [a for side in results["equal"].values() for a in side]
-    wall = median(a["parts"]["iteration"]["wall"] for a in answers)
-    cpu = median(a["parts"]["iteration"]["cpu"] for a in answers)
-    versions = results["ready"]["trl"]["versions"]
-    text = ", ".join(f"{name} {version}" for name, version in versions.items())
-    busy = (
-        f" **Other work ran on this machine**: an iteration took {wall:.1f} s of wall time for {cpu:.1f} s of processor time"
-        f" (load average {machine['load_average'][0]:g} on {machine['cores']} cores). The numbers above are therefore processor"
-        " seconds, which leave out the time in which others had the processor, though not the caches that they emptied; read the"
-        " ratios, not the seconds."
-        if clock_of(results) == "cpu"
-        else " The machine was otherwise quiet."
-    )
-    return f"""## Conditions
-
-{machine["cpu"]}, {machine["cores"]} cores, {machine["memory_gb"]} GB, {machine["system"]}; {machine["threads"]} thread a side; no accelerator.{busy}
-
-{text}; Python as the project's."""
+    machine, answers = results["machine"], [answer for side in results["equal"].values() for answer in side]
+    wall, cpu = (median(answer["parts"]["iteration"][clock] for answer in answers) for clock in ("wall", "cpu"))
+    versions = ", ".join(f"{name} {version}" for name, version in results["ready"]["trl"]["versions"].items())
+    lines = [
+        "## Conditions",
+        "",
+        f"{machine['cpu']}, {machine['cores']} cores, {machine['memory_gb']} GB, {machine['system']}; threads of each",
+        f"side: {machine['threads']}; no accelerator. {versions}.",
+    ]
+    if clock_of(results) == "cpu":
+        lines += [
+            "",
+            f"**Other work ran on this machine**: an iteration took {wall:.1f} s of wall time for {cpu:.1f} s of",
+            f"processor time (load average {machine['load_average'][0]:g}). All times on this page are therefore processor",
+            "seconds: they leave out the time in which others had the processor, though not the caches that others",
+            "emptied. Read the ratios, not the seconds.",
+        ]
+    return "\n".join(lines)

@@ -167,9 +167,8 @@ def test_a_prompt_longer_than_the_encoder_is_cut_with_a_warning(
     with caplog.at_level(logging.WARNING):
         for seed in (1, 2):
             policy.rollout([Prompt("red " * 20)], [seed])
-    assert [record.message for record in caplog.records if "tokens" in record.message] == [
-        f"prompt {('red ' * 20)[:60] + '…'!r} is 22 tokens long and the text encoder takes 16: its last 6 tokens are cut"
-    ]
+    (message,) = [record.message for record in caplog.records if "tokens" in record.message]
+    assert "is 22 tokens long and the text encoder takes 16: its last 6 tokens are cut" in message
 
 
 def test_a_checkpoint_saved_with_another_scheduler_does_not_clip(tmp_path: Path) -> None:
