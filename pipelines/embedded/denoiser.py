@@ -10,6 +10,7 @@ flawed"), so that ten trailing steps suffice and plain backgrounds come out in t
 from __future__ import annotations
 
 import argparse
+import json
 import time
 from pathlib import Path
 
@@ -169,6 +170,10 @@ class Trainer:
             requires_safety_checker=False,
         )
         pipeline.to(torch.float16).save_pretrained(out)
+        for file in out.rglob("config.json"):  # where the parts came from is a path of this machine
+            settings = json.loads(file.read_text())
+            settings.pop("_name_or_path", None)
+            file.write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n")
         pipeline.to(torch.float32)
         for parameter, value in zip(self.parameters, trained, strict=True):
             parameter.data.copy_(value)
