@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 from statistics import median
 from typing import Any
@@ -72,116 +73,126 @@ def _calls(answers: Answers) -> str:
     return "; ".join(f"{count} × {kind}" for kind, count in answers[0]["calls"].items())
 
 
+def _paragraph(text: str) -> str:
+    return textwrap.fill(text, width=120, break_long_words=False, break_on_hyphens=False)
+
+
+def _grid(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    rule = ["---", *["---:"] * (len(header) - 1)]
+    return "\n".join(f"| {' | '.join(row)} |" for row in [header, rule, *rows])
+
+
 def _head(results: Results) -> str:
     setup, ready = results["setup"], results["ready"]["diffalign"]
-    return f"""# DDPO: diffalign and TRL side by side
-
-Written by `python -m benchmarks.trl_ddpo` (`make bench`) on {results["date"]}; every number is in
-`benchmarks/results/trl_ddpo.json`, and how it is measured is in [README.md](README.md).
-
-**The task.** A random Stable Diffusion of the real classes: a U-Net of {ready["parameters"] / 1e6:.2f} M parameters, of
-which {ready["trainable"]} in a LoRA of rank {setup["rank"]} on attention; 16×16 latents, 64×64 pixels. One iteration
-samples {setup["images"]} images in {setup["steps"]} steps with guidance {setup["guidance_scale"]:g}, scores their JPEG
-size, and makes one AdamW update from all {setup["images"] * setup["steps"]} denoising steps, guided as when sampled."""
+    return "\n\n".join(
+        [
+            "# DDPO: diffalign and TRL side by side",
+            _paragraph(
+                f"Written by `python -m benchmarks.trl_ddpo` (`make bench`) on {results['date']}; every number is in"
+                " `benchmarks/results/trl_ddpo.json`, and how it is measured is in [README.md](README.md)."
+            ),
+            _paragraph(
+                "**The task.** A random Stable Diffusion of the real classes: a U-Net of"
+                f" {ready['parameters'] / 1e6:.2f} M parameters, of which {ready['trainable']} in a LoRA of rank"
+                f" {setup['rank']} on attention; 16×16 latents, 64×64 pixels. One iteration samples {setup['images']}"
+                f" images in {setup['steps']} steps with guidance {setup['guidance_scale']:g}, scores their JPEG size,"
+                f" and makes one AdamW update from all {setup['images'] * setup['steps']} denoising steps, guided as"
+                " when sampled."
+            ),
+        ]
+    )
 
 
 def _equal(results: Results) -> str:
     clock, sides, images = clock_of(results), results["equal"], results["setup"]["images"]
-    bare = seconds(sides["bare"], "iteration", clock)
     gflop = sum(results["ready"]["bare"]["gflop"].values())
-    lines = [
-        f"## The same work: micro-batch {results['setup']['micro_batch']}",
-        "",
-        f"Medians of {len(sides['bare'])} iterations after a warm-up, in {_clock_name(clock)}. *Over bare* is the time",
-        "beyond the same denoiser calls without anything around them; *of ceiling* is the denoiser's arithmetic as a",
-        "share of what a large matrix product reaches.",
-        "",
-        "| | rollout | reward | update | iteration | images/s | over bare | of ceiling | peak memory |",
-        "|---|---:|---:|---:|---:|---:|---:|---:|---:|",
-    ]
+    rows = []
     for side, answers in sides.items():
         times = [seconds(answers, part, clock) for part in PARTS]
-        cells = [f"{value:.3f}" for value in times]
-        cells += [
-            f"{images / times[3]:.2f}",
-            f"{times[3] / bare - 1:+.1%}",
-            f"{gflop / times[3] / _ceiling(results):.0%}",
+        over = ratio(answers, sides["bare"], "iteration", clock)[0] - 1
+        peak = max(answer["peak_mb"] for answer in answers)
+        row = [NAMES[side], *(f"{value:.3f}" for value in times), f"{images / times[3]:.2f}", f"{over:+.1%}"]
+        rows.append([*row, f"{gflop / times[3] / _ceiling(results):.0%}", f"{peak:.0f} MB"])
+    speed = "; ".join(f"{part} {_ratio_text(sides, part, clock)}" for part in ("rollout", "update", "iteration"))
+    return "\n\n".join(
+        [
+            f"## The same work: micro-batch {results['setup']['micro_batch']}",
+            _paragraph(
+                f"Medians of {len(sides['bare'])} iterations after a warm-up, in {_clock_name(clock)}. *Over bare* is the"
+                " time beyond the same denoiser calls without anything around them, median of the rounds; *of ceiling*"
+                " is the denoiser's arithmetic as a share of what a large matrix product reaches."
+            ),
+            _grid(["", *PARTS, "images/s", "over bare", "of ceiling", "peak memory"], rows),
+            _paragraph(
+                "TRL's time divided by ours, median of the rounds (lowest–highest); above 1, we are faster:"
+                f" **{speed}**."
+            ),
         ]
-        cells += [f"{max(answer['peak_mb'] for answer in answers):.0f} MB"]
-        lines.append(f"| {NAMES[side]} | {' | '.join(cells)} |")
-    speed = ", ".join(f"{part} {_ratio_text(sides, part, clock)}" for part in ("rollout", "update", "iteration"))
-    lines += [
-        "",
-        "TRL's time divided by ours, median of the rounds (lowest–highest); above 1, we are faster:",
-        f"{speed}.",
-    ]
-    return "\n".join(lines)
+    )
 
 
 def _best(results: Results) -> str:
     clock, sides, images = clock_of(results), results["best"], results["setup"]["images"]
+    title = "## Each side at its best micro-batch"
     if not sides:
-        return "## Each side at its best micro-batch\n\nNot measured in this run."
-    lines = ["## Each side at its best micro-batch", "", "| | rollout | reward | update | iteration | images/s |"]
-    lines.append("|---|---:|---:|---:|---:|---:|")
+        return f"{title}\n\nNot measured in this run."
+    rows = []
     for side, answers in sides.items():
         times = [seconds(answers, part, clock) for part in PARTS]
-        cells = " | ".join([*(f"{value:.3f}" for value in times), f"{images / times[3]:.2f}"])
-        lines.append(f"| {NAMES[side]}, micro-batch {answers[0]['micro_batch']} | {cells} |")
+        name = f"{NAMES[side]}, micro-batch {answers[0]['micro_batch']}"
+        rows.append([name, *(f"{value:.3f}" for value in times), f"{images / times[3]:.2f}"])
     tried = "; ".join(
         f"{NAMES[side]} " + ", ".join(f"{size}: {value:.2f}" for size, value in found.items())
         for side, found in results["tried"].items()
     )
     own = results["equal"]["diffalign"]
-    gain = seconds(own, "update", clock) / seconds(sides["diffalign"], "update", clock)
-    lines += [
-        "",
-        f"Medians of {len(sides['trl'])} iterations. TRL's time divided by ours: iteration",
-        f"{_ratio_text(sides, 'iteration', clock)}. Our update takes {1 / gain:.2f} of its time at micro-batch",
-        f"{own[0]['micro_batch']}. TRL's micro-batch holds one step of different images, so {images} is its largest",
-        f"here; ours holds any steps of any images. One update each, in processor seconds by micro-batch: {tried}.",
-    ]
-    return "\n".join(lines)
+    share = seconds(sides["diffalign"], "update", clock) / seconds(own, "update", clock)
+    text = (
+        f"Medians of {len(sides['trl'])} iterations. TRL's time divided by ours: iteration"
+        f" {_ratio_text(sides, 'iteration', clock)}. Our update takes {share:.2f} of its time at micro-batch"
+        f" {own[0]['micro_batch']}. TRL's micro-batch holds one step each of different images, so {images} is its largest"
+        f" here; ours holds any steps of any images. One update each, in processor seconds by micro-batch: {tried}."
+    )
+    return "\n\n".join([title, _grid(["", *PARTS, "images/s"], rows), _paragraph(text)])
 
 
 def _evidence(results: Results) -> str:
-    lines = ["## That it is the same work", "", "| | denoiser calls in each iteration | reward before training |"]
-    lines.append("|---|---|---:|")
+    rows = []
     for side, answers in results["equal"].items():
         warm = results["warm_up"][side][0]
         reward = f"{warm['reward_mean']:.3f} ± {warm['reward_std']:.3f} kB" if "reward_mean" in warm else "–"
-        lines.append(f"| {NAMES[side]} | {_calls(answers)} | {reward} |")
-    lines += [
-        "",
-        "Calls are counted by hooks on the denoiser in every measured iteration, a backward pass where a gradient",
-        "reached its output. The run fails where they differ from what the settings ask for, or where the rewards of the",
-        "untrained model (mean ± standard deviation over the images; both adapters start at zero) differ by more than",
-        "four standard errors.",
-    ]
-    return "\n".join(lines)
+        rows.append([NAMES[side], _calls(answers), reward])
+    text = (
+        "Calls are counted by hooks on the denoiser in every measured iteration, a backward pass where a gradient reached"
+        " its output. The run fails where they differ from what the settings ask for, or where the rewards of the"
+        " untrained model (mean ± standard deviation over the images; both adapters start at zero) differ by more than"
+        " four standard errors."
+    )
+    grid = _grid(["", "denoiser calls in each iteration", "reward before training"], rows)
+    return "\n\n".join(["## That it is the same work", grid, _paragraph(text)])
 
 
 def _where(results: Results) -> str:
     clock, sides = clock_of(results), results["equal"]
-    lines = [
-        "## Where the time goes",
-        "",
-        "| | the denoiser alone | what TRL adds | what diffalign adds |",
-        "|---|---:|---:|---:|",
-    ]
+    rows = []
     for part in ("rollout", "update"):
-        bare = seconds(sides["bare"], part, clock)
-        added = (seconds(sides[side], part, clock) - bare for side in ("trl", "diffalign"))
-        lines.append(f"| {part} | {bare:.3f} s | " + " | ".join(f"{value:+.3f} s" for value in added) + " |")
+        added = (
+            median(
+                answer["parts"][part][clock] - bare["parts"][part][clock]
+                for answer, bare in zip(sides[side], sides["bare"], strict=True)
+            )
+            for side in ("trl", "diffalign")
+        )
+        rows.append([part, f"{seconds(sides['bare'], part, clock):.3f} s", *(f"{value:+.3f} s" for value in added)])
     gflop = results["ready"]["bare"]["gflop"]
-    lines += [
-        "",
-        f"The denoiser's arithmetic is {gflop['rollout']:.0f} GFLOP a rollout and {gflop['update']:.0f} GFLOP an update,",
-        f"as torch counts it; a 1024×1024 float32 matrix product ran at {_ceiling(results):.0f} GFLOP/s in the same run.",
-        "What is added to a rollout is the text encoder, the decoder of the images, noise and log-densities; to an update,",
-        "gathering rows, the loss and the optimiser. A negative number is the noise of the measurement.",
-    ]
-    return "\n".join(lines)
+    text = (
+        f"The denoiser's arithmetic is {gflop['rollout']:.0f} GFLOP a rollout and {gflop['update']:.0f} GFLOP an update,"
+        f" as torch counts it; a 1024×1024 float32 matrix product ran at {_ceiling(results):.0f} GFLOP/s in the same run."
+        " What is added to a rollout is the text encoder, the decoder of the images, noise and log-densities; to an"
+        " update, gathering rows, the loss and the optimiser. A negative number is the noise of the measurement."
+    )
+    grid = _grid(["", "the denoiser alone", "what TRL adds", "what diffalign adds"], rows)
+    return "\n\n".join(["## Where the time goes", grid, _paragraph(text)])
 
 
 def _ceiling(results: Results) -> float:
@@ -191,20 +202,18 @@ def _ceiling(results: Results) -> float:
 
 def _conditions(results: Results) -> str:
     machine, answers = results["machine"], [answer for side in results["equal"].values() for answer in side]
-    wall, cpu = (median(answer["parts"]["iteration"][clock] for answer in answers) for clock in ("wall", "cpu"))
+    walls, cpus = ([answer["parts"]["iteration"][clock] for answer in answers] for clock in ("wall", "cpu"))
     versions = ", ".join(f"{name} {version}" for name, version in results["ready"]["trl"]["versions"].items())
-    lines = [
-        "## Conditions",
-        "",
-        f"{machine['cpu']}, {machine['cores']} cores, {machine['memory_gb']} GB, {machine['system']}; threads of each",
-        f"side: {machine['threads']}; no accelerator. {versions}.",
-    ]
-    if clock_of(results) == "cpu":
-        lines += [
-            "",
-            f"**Other work ran on this machine**: an iteration took {wall:.1f} s of wall time for {cpu:.1f} s of",
-            f"processor time (load average {machine['load_average'][0]:g}). All times on this page are therefore processor",
-            "seconds: they leave out the time in which others had the processor, though not the caches that others",
-            "emptied. Read the ratios, not the seconds.",
-        ]
-    return "\n".join(lines)
+    text = (
+        f"{machine['cpu']}, {machine['cores']} cores, {machine['memory_gb']} GB, {machine['system']}; threads of each"
+        f" side: {machine['threads']}; no accelerator. {versions}."
+    )
+    busy = (
+        f"**Other work ran on this machine**: an iteration took {median(walls):.1f} s of wall time (from {min(walls):.1f}"
+        f" to {max(walls):.1f}) for {median(cpus):.1f} s of processor time; load average {machine['load_average'][0]:g}."
+        " All times on this page are therefore processor seconds: they leave out the time in which others had the"
+        " processor, though not the caches that others emptied. Read the ratios, not the seconds."
+        if clock_of(results) == "cpu"
+        else "The machine was otherwise quiet."
+    )
+    return "\n\n".join(["## Conditions", _paragraph(text), _paragraph(busy)])
