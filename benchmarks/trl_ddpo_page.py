@@ -118,7 +118,8 @@ def _equal(results: Results) -> str:
         [
             f"## The same work: micro-batch {results['setup']['micro_batch']}",
             _paragraph(
-                f"Medians of {len(sides['bare'])} iterations after a warm-up, in {_clock_name(clock)}. *Over bare* is the"
+                f"Medians of {len(sides['bare'])} iterations after a warm-up, in {_clock_name(clock)}. *Over bare* is"
+                " the"
                 " time beyond the same denoiser calls without anything around them, median of the rounds; *of ceiling*"
                 " is the denoiser's arithmetic as a share of what a large matrix product reaches."
             ),
@@ -150,8 +151,9 @@ def _best(results: Results) -> str:
     text = (
         f"Medians of {len(sides['trl'])} iterations. TRL's time divided by ours: iteration"
         f" {_ratio_text(sides, 'iteration', clock)}. Our update takes {share:.2f} of its time at micro-batch"
-        f" {own[0]['micro_batch']}. TRL's micro-batch holds one step each of different images, so {images} is its largest"
-        f" here; ours holds any steps of any images. One update each, in processor seconds by micro-batch: {tried}."
+        f" {own[0]['micro_batch']}. TRL's micro-batch holds one step each of different images, so {images} is"
+        " its largest here; ours holds any steps of any images. One update each, in processor seconds by micro-batch:"
+        f" {tried}."
     )
     return "\n\n".join([title, _grid(["", *PARTS, "images/s"], rows), _paragraph(text)])
 
@@ -163,9 +165,9 @@ def _evidence(results: Results) -> str:
         reward = f"{warm['reward_mean']:.3f} ± {warm['reward_std']:.3f} kB" if "reward_mean" in warm else "–"
         rows.append([NAMES[side], _calls(answers), reward])
     text = (
-        "Calls are counted by hooks on the denoiser in every measured iteration, a backward pass where a gradient reached"
-        " its output. The run fails where they differ from what the settings ask for, or where the rewards of the"
-        " untrained model (mean ± standard deviation over the images; both adapters start at zero) differ by more than"
+        "Calls are counted by hooks on the denoiser in every measured iteration, a backward pass where a"
+        " gradient reached its output. The run fails where they differ from what the settings ask for, or where the"
+        " rewards of the untrained model (mean ± standard deviation over the images; both adapters start at zero) differ by more than"
         " four standard errors."
     )
     grid = _grid(["", "denoiser calls in each iteration", "reward before training"], rows)
@@ -186,8 +188,10 @@ def _where(results: Results) -> str:
         rows.append([part, f"{seconds(sides['bare'], part, clock):.3f} s", *(f"{value:+.3f} s" for value in added)])
     gflop = results["ready"]["bare"]["gflop"]
     text = (
-        f"The denoiser's arithmetic is {gflop['rollout']:.0f} GFLOP a rollout and {gflop['update']:.0f} GFLOP an update,"
-        f" as torch counts it; a 1024×1024 float32 matrix product ran at {_ceiling(results):.0f} GFLOP/s in the same run."
+        f"The denoiser's arithmetic is {gflop['rollout']:.0f} GFLOP a rollout and {gflop['update']:.0f} GFLOP"
+        " an update,"
+        f" as torch counts it; a 1024×1024 float32 matrix product ran at {_ceiling(results):.0f} GFLOP/s in"
+        " the same run."
         " What is added to a rollout is the text encoder, the decoder of the images, noise and log-densities; to an"
         " update, gathering rows, the loss and the optimiser. A negative number is the noise of the measurement."
     )
@@ -209,9 +213,9 @@ def _conditions(results: Results) -> str:
         f" side: {machine['threads']}; no accelerator. {versions}."
     )
     busy = (
-        f"**Other work ran on this machine**: an iteration took {median(walls):.1f} s of wall time (from {min(walls):.1f}"
-        f" to {max(walls):.1f}) for {median(cpus):.1f} s of processor time; load average {machine['load_average'][0]:g}."
-        " All times on this page are therefore processor seconds: they leave out the time in which others had the"
+        f"**Other work ran on this machine**: an iteration took {median(walls):.1f} s of wall time (from"
+        f" {min(walls):.1f} to {max(walls):.1f}) for {median(cpus):.1f} s of processor time; load average"
+        f" {machine['load_average'][0]:g}. All times on this page are therefore processor seconds: they leave out the time in which others had the"
         " processor, though not the caches that others emptied. Read the ratios, not the seconds."
         if clock_of(results) == "cpu"
         else "The machine was otherwise quiet."

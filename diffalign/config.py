@@ -119,6 +119,8 @@ class TrainerConfig(Section):
     timestep_fraction: float = Field(1.0, gt=0, le=1)
     """Share of each sample's steps that is trained on, drawn anew per sample."""
     learning_rate: float = Field(3e-4, gt=0)
+    schedule: Literal["constant", "linear"] = "constant"
+    """Whether the learning rate stays, or falls linearly over ``epochs`` to reach 0 after the last."""
     weight_decay: float = Field(1e-4, ge=0)
     max_grad_norm: float = Field(1.0, gt=0)
     gradient_checkpointing: bool = False

@@ -157,15 +157,23 @@ class Trainer:
     def update(self, rollout: Rollout, advantages: Tensor) -> dict[str, float]:
         """All optimiser updates of one epoch; returns their mean metrics."""
         totals: dict[str, float] = {}
+        for group in self.optimiser.param_groups:
+            group["lr"] = self.learning_rate()
         batches = list(self._batches(len(rollout)))
         for number, (inner, index) in enumerate(batches):
             rows, steps = self._rows(rollout, index, inner)
             for name, value in self._step(rollout, advantages, rows, steps).items():
                 totals[name] = totals.get(name, 0.0) + value / len(batches)
             self.on_progress("updating", number + 1, len(batches))
+        totals["policy/learning_rate"] = self.learning_rate()
         totals["advantage/mean"] = float(advantages.mean())
         totals["advantage/zero_fraction"] = float((advantages == 0).float().mean())
         return totals
+
+    def learning_rate(self) -> float:
+        """The rate of this epoch; a function of the epoch alone, so a resumed run follows the same schedule."""
+        share = 1 - self.epoch / self.settings.epochs if self.settings.schedule == "linear" else 1.0
+        return self.settings.learning_rate * share
 
     def _batches(self, count: int) -> Iterator[tuple[int, Tensor]]:
         for inner in range(self.settings.inner_epochs):

@@ -185,6 +185,15 @@ def test_the_first_update_is_on_policy() -> None:
     assert metrics["policy/loss"] == pytest.approx(-float(advantages.mean()), abs=1e-6)
 
 
+def test_a_linear_schedule_falls_to_zero_after_the_last_epoch() -> None:
+    """4 epochs at 0.08: 0.08, 0.06, 0.04, 0.02."""
+    trainer, seen = walk(epochs=4, learning_rate=0.08, schedule="linear"), []
+    original = trainer.optimiser.step
+    trainer.optimiser.step = lambda: (seen.append(trainer.optimiser.param_groups[0]["lr"]), original())  # type: ignore
+    trainer.train()
+    assert seen[::2] == pytest.approx([0.08, 0.06, 0.04, 0.02])  # two updates an epoch
+
+
 def test_a_fraction_of_the_steps() -> None:
     trainer = walk(timestep_fraction=0.67, epochs=1)
     rollout = trainer.sample()
