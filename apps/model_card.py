@@ -11,6 +11,7 @@ from importlib import import_module
 from pathlib import Path
 
 import numpy as np
+from scipy.stats import binomtest
 
 from diffalign import images
 from diffalign.config import SamplerConfig
@@ -67,16 +68,21 @@ def _prompts(name: str, count: int) -> list[Prompt]:
 
 
 def table(rows: Sequence[tuple[str, Scores]]) -> str:
-    """Accuracy per attribute with 95 % intervals, as a Markdown table: a column per setting."""
+    """Accuracy per attribute with 95 % intervals (Wilson; bootstrap for the total), a column per setting."""
     lines = ["| attribute | " + " | ".join(label for label, _ in rows) + " |", "|---" * (len(rows) + 1) + "|"]
     for part in ("total", *rows[0][1].parts):
         cells = []
         for _, scores in rows:
             values = (scores.total if part == "total" else scores.parts[part]).double().numpy()
             known = values[np.isfinite(values)]
-            found = mean_interval(known, np.arange(len(known)))
-            low, high = found["ci95"]
-            cells.append(f"{found['mean']:.1%} [{low:.1%}, {high:.1%}] n={len(known)}" if len(known) else "not asked")
+            if len(known) == 0:
+                cells.append("not asked")
+                continue
+            if part == "total":
+                low, high = mean_interval(known, np.arange(len(known)))["ci95"]
+            else:
+                low, high = binomtest(round(known.sum()), len(known)).proportion_ci(method="wilson")
+            cells.append(f"{known.mean():.1%} [{low:.1%}, {high:.1%}] n={len(known)}")
         lines.append(f"| {part} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
@@ -104,7 +110,8 @@ schedule with zero terminal signal and wants DDIM with trailing spacing, which i
 ## Measured
 
 Ten steps, eta 1, {count} captions drawn as in training, one image each, judged by the
-[{name}-checker]({name}-checker.md) (accuracy per attribute that the caption asks for, with 95 % bootstrap intervals).
+[{name}-checker]({name}-checker.md): accuracy per attribute that the caption asks for, with 95 % intervals (Wilson; the
+total: bootstrap).
 `python -m apps.model_card {name} --count {count}` repeats it.
 
 {table(rows)}

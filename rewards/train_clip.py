@@ -170,6 +170,10 @@ def train(
     write_folder(folder, tokenizer)
     model: CLIP = open_clip.create_model(f"local-dir:{folder}", load_weights=False)
     tokenize = open_clip.get_tokenizer(f"local-dir:{folder}")
+    with torch.no_grad():
+        # open_clip starts it at 0.04 beside features of about 1, where in a short training it stays: position, and
+        # with it every relation and side, would be invisible to the pooling.
+        model.visual.attnpool.positional_embedding.normal_(std=1.0)
     optimizer = _optimizer(model)
     step, spent = _restore(checkpoint, model, optimizer) if resume and checkpoint.is_file() else (0, 0.0)
     started = time.monotonic() - spent
