@@ -151,8 +151,8 @@ def _best(results: Results) -> str:
     text = (
         f"Medians of {len(sides['trl'])} iterations, taken after those above: compare within a table, not across."
         f" TRL's time divided by ours: **iteration {_ratio_text(sides, 'iteration', clock)}**. TRL's micro-batch"
-        f" holds one step each of different images, so {images} is its largest here; ours holds any steps of any images. The best was"
-        f" chosen from one update each, in processor seconds by micro-batch: {tried}."
+        f" holds one step each of different images, so {images} is its largest here; ours holds any steps of"
+        f" any images. The best was chosen from one update each, in processor seconds by micro-batch: {tried}."
     )
     return "\n\n".join([title, _grid(["", *PARTS, "images/s"], rows), _paragraph(text)])
 
