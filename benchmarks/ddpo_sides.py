@@ -171,6 +171,7 @@ class Trl:
         trainer.config.train_batch_size = micro_batch
         trainer.config.train_gradient_accumulation_steps = accumulated
         trainer.accelerator.gradient_accumulation_steps = accumulated * SETUP.steps
+        trainer.accelerator.step = 0  # it counts on across iterations, and another micro-batch would update halfway
         generate, score = type(trainer)._generate_samples, type(trainer).compute_rewards
         inner = Stopwatch()
 

@@ -91,8 +91,9 @@ def _head(results: Results) -> str:
         [
             "# DDPO: diffalign and TRL side by side",
             _paragraph(
-                f"Written by `python -m benchmarks.trl_ddpo` (`make bench`) on {results['date']}; every number is in"
-                " `benchmarks/results/trl_ddpo.json`, and how it is measured is in [README.md](README.md)."
+                f"Written by `make bench ARGS='--iterations {len(results['equal']['bare'])} --threads"
+                f" {results['machine']['threads']}'` on {results['date']}; every number is in"
+                " [results/trl_ddpo.json](results/trl_ddpo.json), and how it is measured is in [README.md](README.md)."
             ),
             _paragraph(
                 "**The task.** A random Stable Diffusion of the real classes: a U-Net of"
