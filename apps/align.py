@@ -3,22 +3,28 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import click
 
-from apps import build, hashes, report, resumption, samples
+from apps import build, hashes, report, resumption, samples, sources
 from apps.outcome import show
 from apps.progress import Status
 from diffalign import prompts as prompt_sources
 from diffalign.config import RunConfig
 from diffalign.errors import ConfigError, UserError
 from diffalign.evaluation import Evaluation, evaluate
+from diffalign.lessons import PAIRWISE
 from diffalign.runs import Run, require_empty, unused_folder, write_text
 from diffalign.trainer import Interrupted, Trainer
-from diffalign.types import Reward, Rollout, Scores
+from diffalign.types import Scores
 from pipelines.diffusion import DiffusionPolicy
+
+_WATCH = (
+    "a preference loss starts near ln 2 = 0.693 and hardly falls at first: watch the accuracy (policy/accuracy) and"
+    " whether the winners' own likelihood falls (policy/winner_drift below 0)"
+)
 
 
 def run(recipe: str, overrides: Sequence[str], out: Path | None, *, resume: bool) -> int:
@@ -68,47 +74,60 @@ class Job:
         self.config, self.directory = config, directory
         self.train_prompts, self.held_out = prompt_sources.load(config.prompts, config.seed)
         self.judges = build.judges(config)
-        self.reward: Reward = self.judges.main
         self.policy: DiffusionPolicy = build.policy(config)
-        self.trainer = Trainer(
+        self.saved: Path | None = None
+
+    def train(self, status: Status, *, resume: bool) -> None:
+        """Trains to the end and writes the adapter or model."""
+        config = self.config
+        source = sources.source(
+            config, self.policy, self.judges.main, self.train_prompts, self.held_out, self.directory,
+            progress=status, say=status.say,
+        )  # fmt: skip
+        trainer = Trainer(
             self.policy,
-            self.reward,
-            self.train_prompts,
+            source,
             settings=config.trainer,
             objective=config.objective,
             credit=config.credit,
             seed=config.seed,
             precision=config.precision,
-            run=directory,
+            run=self.directory,
         )
-        self.saved: Path | None = None
-
-    def train(self, status: Status, *, resume: bool) -> None:
-        """Trains to the end and writes the adapter or model."""
         if resume:
-            if self.trainer.resume():
-                status.say(f"resumed after epoch {self.trainer.epoch}")
-            self.directory.write_config(self.config)
-        self.directory.write_environment(self.config.seed, hashes.of(self.config))
-        total = self.config.trainer.epochs
+            if trainer.resume():
+                status.say(f"resumed after epoch {trainer.epoch}")
+            self.directory.write_config(config)
+        self.directory.write_environment(config.seed, hashes.of(config))
+        if config.objective.name in PAIRWISE and trainer.epoch == 0:
+            status.say(_WATCH)
+        total = config.trainer.epochs
 
-        def on_epoch(trainer: Trainer, epoch: int, rollout: Rollout, scores: Scores) -> None:
+        def on_epoch(trainer: Trainer, epoch: int, metrics: Mapping[str, float]) -> None:
             status.prefix = f"epoch {epoch + 1}/{total}: "
             status("epochs", epoch, total)
-            status.say(f"epoch {epoch}/{total}: {self.reward.name} {_mean(scores):.4g}")
-            every = self.config.evaluation.every
+            status.say(f"epoch {epoch}/{total}: {self._headline(metrics)}")
+            every = config.evaluation.every
             if every and epoch % every == 0 and epoch < total:
                 self._measure(epoch, status)
 
-        self.trainer.on_epoch, self.trainer.on_progress = on_epoch, status
-        self.trainer.train()
+        trainer.on_epoch, trainer.on_progress = on_epoch, status
+        trainer.train()
         self.saved = self.policy.save(self.directory.path)
+
+    def _headline(self, metrics: Mapping[str, float]) -> str:
+        """What an epoch's metrics come down to."""
+        if "reward/total" in metrics:
+            return f"{self.judges.main.name} {metrics['reward/total']:.4g}"
+        shown = {"loss": "policy/loss", "accuracy": "policy/accuracy", "winners": "policy/winner_drift"}
+        return ", ".join(f"{name} {metrics[key]:.4g}" for name, key in shown.items() if key in metrics)
 
     def _measure(self, epoch: int, status: Status) -> None:
         """The held-out reward during training, on one seed a prompt."""
+        main = self.judges.main
         rollouts = samples.generate(self.policy, self.held_out, self.config.seed, status)
-        scored = self.reward([sample for rollout in rollouts for sample in rollout.samples])
-        self.directory.log(epoch, {f"held_out/{self.reward.name}": _mean(scored)})
+        scored = main([sample for rollout in rollouts for sample in rollout.samples])
+        self.directory.log(epoch, {f"held_out/{main.name}": _mean(scored)})
         samples.write_grid(self.directory.path / "samples" / f"epoch-{epoch}.png", rollouts)
 
     def evaluate(self, status: Status) -> Evaluation:
@@ -116,7 +135,7 @@ class Job:
         outcome = evaluate(
             self.policy,
             self.held_out,
-            self.reward,
+            self.judges.main,
             self.judges.others,
             trained_on=self.judges.trained_on,
             wanted=self.judges.wanted,

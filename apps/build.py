@@ -15,6 +15,7 @@ from diffalign.errors import ConfigError, NotFoundError
 from diffalign.types import Reward, Sample
 from pipelines.diffusion import DiffusionPolicy
 from pipelines.loading import load_policy
+from rewards.arguments import split
 from rewards.combine import Combined
 from rewards.registry import load as load_reward
 
@@ -68,7 +69,9 @@ def policy(config: RunConfig) -> DiffusionPolicy:
 
 
 def reward(config: RunConfig) -> Reward:
-    """What is optimised: the one reward as it is, or the weighted combination."""
+    """What is optimised: the one reward as it is, or the weighted combination. Raises ConfigError if there is none."""
+    if not config.rewards:
+        raise ConfigError(f"{config.name} learns from {config.experience.source}, so it optimises no reward")
     return _main(config, trained(config))
 
 
@@ -91,9 +94,10 @@ class Judges:
     """The rewards of a configuration: what is optimised, and what is measured beside it."""
 
     main: Reward
+    """What is optimised; where nothing is, because preferences are learned from, the first that is measured."""
     others: Sequence[Reward]
     trained_on: frozenset[str]
-    """Names of what is optimised, and of each reward in it that counts."""
+    """Names of what is optimised, and of each reward in it that counts; or of what stood behind simulated raters."""
     wanted: Mapping[str, bool]
     """Of the rewards in a combination, and of what they measure: whether training wants more of it."""
 
@@ -104,6 +108,8 @@ def judges(config: RunConfig) -> Judges:
     A reward that is the whole of what is optimised is measured anyway, so naming it again changes nothing; one of a
     combination that is named again, by the same words, gets a row of its own.
     """
+    if not config.rewards:
+        return _measured_only(config)
     loaded = trained(config)
     main = _main(config, loaded)
     owner = {found.name: entry.reward for found, entry in zip(loaded, config.rewards, strict=True)}
@@ -131,6 +137,25 @@ def judges(config: RunConfig) -> Judges:
         if main is not loaded[0]
     }
     return Judges(main, others, frozenset(counted | {main.name}), directions)
+
+
+def _measured_only(config: RunConfig) -> Judges:
+    """Of a run that learns from preferences: what simulated raters go by is no judge that was kept out of training."""
+    found: dict[str, Reward] = {}
+    behind = set()
+    for spec in config.evaluation.rewards:
+        loaded = load_reward(spec)
+        if loaded.name in found:
+            raise ConfigError(
+                f"two rewards that are measured are called {loaded.name} (evaluation.rewards); leave one out, or give"
+                " it another name"
+            )
+        found[loaded.name] = loaded
+        name, arguments = split(spec)
+        if name == "hidden-utility" and arguments.get("rater") == config.experience.rater:
+            behind.add(loaded.name)
+    main, *others = found.values()
+    return Judges(main, others, frozenset(behind), {})
 
 
 def _kind(spec: str) -> tuple[str, frozenset[str]]:

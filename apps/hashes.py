@@ -24,6 +24,9 @@ def of(config: RunConfig) -> dict[str, str]:
     found = {"model": snapshot(where) if isinstance(where, str) else of_folder(where)}
     for spec in [*(entry.reward for entry in config.rewards), *config.evaluation.rewards]:
         found[f"reward {spec}"] = of_reward(spec)
+    if config.experience.path is not None:
+        path = Path(config.experience.path).expanduser()
+        found["experience"] = of_folder(path) if path.is_dir() else of_files([path], path.parent)
     return found
 
 

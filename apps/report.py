@@ -96,8 +96,7 @@ def context(run: Run) -> dict[str, Any]:
 
 def progress(config: RunConfig, rows: report_curves.Rows) -> dict[str, Any]:
     """How far training came, how long it took and when it ended."""
-    epochs = [row for row in rows if "reward/total" in row]
-    last = max((int(str(row["step"])) for row in epochs), default=0)
+    last = max(report_curves.epochs(rows), default=0)
     seconds = sum(y for key, _ in report_curves.STAGES for _, y in report_curves.series(rows, key))
     times = [found for row in rows if (found := report_measures.finite(row.get("time"))) is not None]
     counts = report_curves.series(rows, "count/samples")
@@ -169,7 +168,12 @@ def limitations(config: RunConfig, measures: Sequence[Row]) -> list[str]:
 
 
 def rewards(config: RunConfig) -> str:
-    """The optimised rewards in words, with the weights where there are several."""
+    """What was aligned to, in words: the optimised rewards with their weights, or whose judgements."""
+    if not config.rewards:
+        wanted = config.experience
+        if wanted.rater is not None:
+            return f"what the simulated raters {public(wanted.rater)} prefer"
+        return f"the {wanted.source} in {public(wanted.path)}"
     if len(config.rewards) == 1 and config.rewards[0].weight == 1:
         return public(config.rewards[0].reward)
     return ", ".join(f"{public(entry.reward)} (weight {entry.weight:g})" for entry in config.rewards)
@@ -218,6 +222,8 @@ def _public_tree(value: Any) -> Any:
 def _main_name(config: RunConfig, rows: report_curves.Rows) -> str:
     """The optimised reward's name before there is an evaluation."""
     logged = next((key.removeprefix("held_out/") for row in rows for key in row if key.startswith("held_out/")), None)
+    if not config.rewards:
+        return logged or public(config.evaluation.rewards[0])
     return logged or (public(config.rewards[0].reward) if len(config.rewards) == 1 else "combined reward")
 
 
@@ -227,7 +233,7 @@ def _sign(evaluation: Mapping[str, Any], main: str) -> int:
 
 
 def _marks(main: Row | None, rows: report_curves.Rows) -> list[Mark]:
-    steps = [x for x, _ in report_curves.series(rows, "reward/total")]
+    steps = report_curves.epochs(rows)
     if main is None or main.before is None or main.after is None or not steps:
         return []
     return [

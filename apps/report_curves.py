@@ -27,7 +27,22 @@ SMALL: tuple[tuple[str, str, str], ...] = (
     ),
     ("policy/approx_kl", "Drift within an epoch", "Half the squared log-ratio. Healthy is small, without jumps."),
     ("policy/kl", "Distance from the base model", "Closed-form KL per step. It grows; slower is safer."),
-    ("policy/loss", "Loss", "Not a measure of quality for policy gradients: it need not fall."),
+    (
+        "policy/accuracy",
+        "Preferences in order",
+        "Share of pairs whose winner gained more than its loser. Starts at 0.5.",
+    ),
+    ("policy/margin", "Margin", "How clearly, times beta. It grows; without end means overfitting."),
+    ("policy/winner_drift", "Drift of winners", "How much more likely winners became. Below 0: they fall, too."),
+    ("policy/loser_drift", "Drift of losers", "How much more likely losers became. It should fall, or rise less."),
+    ("policy/log_likelihood", "Log-likelihood of examples", "Minus the denoising error. It rises as they are learned."),
+    ("experience/pairs", "Pairs", "Pairs with a winner, in an epoch."),
+    ("experience/kept", "Kept samples", "Share of fresh samples that are imitated."),
+    (
+        "policy/loss",
+        "Loss",
+        "No measure of quality: for policy gradients it need not fall; for pairs it starts at ln 2.",
+    ),
     ("policy/grad_norm", "Gradient norm", "Before clipping. Healthy is steady; a rise by orders of magnitude is not."),
     ("advantage/mean", "Mean advantage", "Near 0 by construction; else the statistics lag behind."),
     ("advantage/zero_fraction", "Samples without a signal", "Advantage 0. Near 1: prompts too easy or too hard."),
@@ -73,6 +88,11 @@ def series(rows: Rows, key: str) -> list[tuple[float, float]]:
         for row in rows
         if isinstance(value := row.get(key), int | float) and isinstance(step := row.get("step"), int | float)
     ]
+
+
+def epochs(rows: Rows) -> list[int]:
+    """The epochs that were trained, as against measurements on the way."""
+    return [int(str(row["step"])) for row in rows if "reward/total" in row or "policy/learning_rate" in row]
 
 
 def part_names(rows: Rows) -> list[str]:

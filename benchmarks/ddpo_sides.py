@@ -35,6 +35,7 @@ class Diffalign:
 
     def __init__(self, folder: Path) -> None:
         from diffalign.config import AdapterConfig, CreditConfig, ObjectiveConfig, SamplerConfig, TrainerConfig
+        from diffalign.experience import Rollouts
         from diffalign.trainer import Trainer
         from diffalign.types import Prompt
         from pipelines.loading import load_policy
@@ -52,10 +53,10 @@ class Diffalign:
             learning_rate=SETUP.learning_rate, weight_decay=SETUP.weight_decay, max_grad_norm=SETUP.max_grad_norm,
         )  # fmt: skip
         self.denoiser = policy.family.denoiser
+        self.source = Rollouts(Compressibility(), [Prompt(text) for text in PROMPTS])
         self.trainer = Trainer(
             policy,
-            Compressibility(),
-            [Prompt(text) for text in PROMPTS],
+            self.source,
             settings=settings,
             objective=ObjectiveConfig(clip_range=SETUP.clip_range),
             credit=CreditConfig(rule="batch", clip=SETUP.advantage_clip),
@@ -63,14 +64,16 @@ class Diffalign:
 
     def iteration(self, micro_batch: int, watch: Stopwatch) -> Numbers:
         """See Side."""
+        from diffalign.experience import Scored
+
         trainer = self.trainer
         trainer.settings = trainer.settings.model_copy(update={"micro_batch_size": micro_batch})
         with watch("rollout"):
-            rollout = trainer.sample()
+            rollout = self.source.sampled(trainer.moment())
         with watch("reward"):
-            scores = trainer.reward(rollout.samples)
+            scores = self.source.reward(rollout.samples)
         with watch("update"):
-            trainer.update(rollout, trainer.advantages(rollout, scores))
+            trainer.update(trainer.lesson(Scored(rollout, scores)))
         trainer.epoch += 1
         return _reward(scores.total)
 

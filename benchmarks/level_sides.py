@@ -11,7 +11,7 @@ import json
 import random
 import sys
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Protocol
 
@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from benchmarks.measuring import CallCounter, Numbers, Stopwatch, describe, serve
 from diffalign.config import AdapterConfig, RunConfig
-from diffalign.types import Policy, Prompt, Rollout, Sample, Scores
+from diffalign.types import Policy, Prompt, Sample
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +74,7 @@ class Diffalign:
     def __init__(self, spec: RunSpec) -> None:
         from apps import build
         from diffalign import prompts
+        from diffalign.experience import Rollouts
         from diffalign.trainer import Trainer
 
         config = spec.configuration()
@@ -82,9 +83,9 @@ class Diffalign:
         self.policy: Policy = policy
         self.denoiser = policy.family.denoiser
         self.trainer = Trainer(
-            policy, build.reward(config), prompts.load(config.prompts, config.seed)[0], settings=config.trainer,
-            objective=config.objective, credit=config.credit, seed=config.seed, precision=config.precision,
-            on_epoch=self._remember,
+            policy, Rollouts(build.reward(config), prompts.load(config.prompts, config.seed)[0]),
+            settings=config.trainer, objective=config.objective, credit=config.credit, seed=config.seed,
+            precision=config.precision, on_epoch=self._remember,
         )  # fmt: skip
         self.epochs: int | None = config.trainer.epochs
         self.reward = float("nan")
@@ -99,8 +100,8 @@ class Diffalign:
             "inner epochs": config.trainer.inner_epochs,
         }
 
-    def _remember(self, trainer: object, epoch: int, rollout: Rollout, scores: Scores) -> None:
-        self.reward = float(scores.total.mean())
+    def _remember(self, trainer: object, epoch: int, metrics: Mapping[str, float]) -> None:
+        self.reward = metrics["reward/total"]
 
     def epoch(self) -> None:
         """See Side."""

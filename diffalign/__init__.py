@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from diffalign.config import (
         AdapterConfig,
         CreditConfig,
+        ExperienceConfig,
         ObjectiveConfig,
         PromptsConfig,
         RunConfig,
@@ -20,23 +21,31 @@ if TYPE_CHECKING:
     )
     from diffalign.errors import DiffalignError, UserError
     from diffalign.evaluation import Evaluation, evaluate
+    from diffalign.experience import BestOfN, JudgedPairs, OnlinePairs, Recorded, RecordedPairs, Rollouts
     from diffalign.prompts import load as load_prompts
     from diffalign.trainer import Trainer
     from diffalign.types import Draw, Policy, Preference, Prompt, Reward, Rollout, Sample, Scores
 
 _HOMES = {
     "AdapterConfig": "config",
+    "BestOfN": "experience",
     "CreditConfig": "config",
     "DiffalignError": "errors",
     "Draw": "types",
     "Evaluation": "evaluation",
+    "ExperienceConfig": "config",
+    "JudgedPairs": "experience",
     "ObjectiveConfig": "config",
+    "OnlinePairs": "experience",
     "Policy": "types",
     "Preference": "types",
     "Prompt": "types",
     "PromptsConfig": "config",
+    "Recorded": "experience",
+    "RecordedPairs": "experience",
     "Reward": "types",
     "Rollout": "types",
+    "Rollouts": "experience",
     "RunConfig": "config",
     "Sample": "types",
     "SamplerConfig": "config",
@@ -50,17 +59,24 @@ _HOMES = {
 
 __all__ = [
     "AdapterConfig",
+    "BestOfN",
     "CreditConfig",
     "DiffalignError",
     "Draw",
     "Evaluation",
+    "ExperienceConfig",
+    "JudgedPairs",
     "ObjectiveConfig",
+    "OnlinePairs",
     "Policy",
     "Preference",
     "Prompt",
     "PromptsConfig",
+    "Recorded",
+    "RecordedPairs",
     "Reward",
     "Rollout",
+    "Rollouts",
     "RunConfig",
     "Sample",
     "SamplerConfig",

@@ -14,33 +14,35 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
 import yaml
-from pydantic import (
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    ValidationError,
-    ValidationInfo,
-    field_validator,
-    model_validator,
-)
-from pydantic_core import PydanticCustomError
+from pydantic import BaseModel, BeforeValidator, Field, ValidationError, model_validator
 
 from diffalign.errors import ConfigError, NotFoundError
+from diffalign.methods import (
+    POLICY_GRADIENT,
+    RECORDED,
+    CreditConfig,
+    ExperienceConfig,
+    ObjectiveConfig,
+    combination_fault,
+)
+from diffalign.section import Section
 
-
-class Section(BaseModel):
-    """A part of the configuration: frozen, and closed to unknown fields."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=False, use_attribute_docstrings=True)
-
-    @field_validator("*", mode="before")
-    @classmethod
-    def _numbers_are_not_switches(cls, value: object, info: ValidationInfo) -> object:
-        """Python counts True as 1; a person who writes it for a number meant something else."""
-        if isinstance(value, bool) and cls.model_fields[str(info.field_name)].annotation in (int, float):
-            raise PydanticCustomError("number_type", "input should be a number, not true or false")
-        return value
+__all__ = [
+    "AdapterConfig",
+    "CreditConfig",
+    "EvaluationConfig",
+    "ExperienceConfig",
+    "ObjectiveConfig",
+    "PromptsConfig",
+    "RewardConfig",
+    "RunConfig",
+    "SamplerConfig",
+    "Section",
+    "TrainerConfig",
+    "dump",
+    "load",
+    "parse",
+]
 
 
 class RewardConfig(Section):
@@ -99,37 +101,6 @@ class SamplerConfig(Section):
     """Images sampled at once; memory only, results do not depend on it beyond float rounding."""
 
 
-class ObjectiveConfig(Section):
-    """What is minimised."""
-
-    name: Literal["ppo-clip", "reinforce"] = "ppo-clip"
-    clip_range: float = Field(1e-4, gt=0, lt=1)
-    """PPO's clip of the per-step ratio. Image log-probabilities are means over latent elements, so it is small."""
-    kl_coefficient: float = Field(0.0, ge=0)
-    """Weight of the closed-form KL to the reference model, per step; 0 does not compute it."""
-
-
-class CreditConfig(Section):
-    """From scores to advantages."""
-
-    rule: Literal["batch", "per-prompt", "group", "leave-one-out"] = "per-prompt"
-    clip: float = Field(5.0, gt=0)
-    """Advantages are clipped to ± this."""
-    buffer_size: int = Field(32, ge=2)
-    """Scores that ``per-prompt`` remembers of each prompt."""
-    min_count: int = Field(16, ge=1)
-    """Scores of a prompt below which ``per-prompt`` falls back on the epoch's statistics; at most ``buffer_size``."""
-
-    @model_validator(mode="after")
-    def _fills(self) -> CreditConfig:
-        if self.rule == "per-prompt" and self.buffer_size < self.min_count:
-            raise ValueError(
-                f"buffer_size {self.buffer_size} is below min_count {self.min_count}, so per-prompt would never have"
-                " the scores to use a prompt's own statistics; set min_count to buffer_size or less"
-            )
-        return self
-
-
 class TrainerConfig(Section):
     """The training loop."""
 
@@ -178,7 +149,7 @@ class TrainerConfig(Section):
 class EvaluationConfig(Section):
     """Measuring before and after, on held-out prompts, paired by prompt and seed."""
 
-    rewards: list[str] = []
+    rewards: list[str] = Field(default_factory=list)
     """Rewards that are measured but not trained on."""
     seeds_per_prompt: int = Field(2, ge=1)
     every: int = Field(0, ge=0)
@@ -192,11 +163,13 @@ class RunConfig(Section):
     seed: int = Field(0, ge=0)
     model: str
     """``embedded:NAME``, a local diffusers folder, or a hub id."""
-    rewards: list[RewardEntry] = Field(min_length=1)
+    rewards: list[RewardEntry] = Field(default_factory=list)
+    """What is optimised; none where ``experience`` brings the judgements itself."""
     prompts: PromptsConfig
     adapter: AdapterConfig | None = AdapterConfig()
     """The LoRA to train; null trains every weight of the denoiser."""
     sampler: SamplerConfig = SamplerConfig()
+    experience: ExperienceConfig = ExperienceConfig()
     objective: ObjectiveConfig = ObjectiveConfig()
     credit: CreditConfig = CreditConfig()
     trainer: TrainerConfig = TrainerConfig()
@@ -208,12 +181,30 @@ class RunConfig(Section):
 
     @model_validator(mode="after")
     def _coherent(self) -> RunConfig:
-        if self.sampler.eta == 0:
+        source, objective = self.experience.source, self.objective.name
+        if fault := combination_fault(objective, source):
+            raise ValueError(fault)
+        if not self.rewards and source not in RECORDED and self.experience.rater is None:
+            raise ValueError(f"rewards: there is none, and source {source} learns from them; name one at least")
+        if self.rewards and (source in RECORDED or self.experience.rater is not None):
             raise ValueError(
-                f"sampler.eta is 0: sampling without noise has no likelihood, which {self.objective.name} needs;"
+                f"rewards: source {source} brings its own judgements, so nothing would be learned from rewards; move"
+                " them to evaluation.rewards, where they are measured"
+            )
+        if not self.rewards and not self.evaluation.rewards:
+            raise ValueError("evaluation.rewards: name one at least, for nothing else would be measured")
+        if self.sampler.eta == 0 and objective in POLICY_GRADIENT:
+            raise ValueError(
+                f"sampler.eta is 0: sampling without noise has no likelihood, which {objective} needs;"
                 " set sampler.eta above 0 (1 is the DDPM noise)"
             )
-        if self.credit.rule in ("group", "leave-one-out") and self.trainer.samples_per_prompt < 2:
+        if source in ("best-of-n", "online-pairs") and self.trainer.samples_per_prompt < 2:
+            raise ValueError(
+                f"experience.source {source} compares the samples of one prompt: set trainer.samples_per_prompt to 2"
+                " or more"
+            )
+        grouped = source == "rollouts" and self.credit.rule in ("group", "leave-one-out")
+        if grouped and self.trainer.samples_per_prompt < 2:
             raise ValueError(
                 f"credit.rule {self.credit.rule} compares the samples of one prompt: set trainer.samples_per_prompt"
                 " to 2 or more"

@@ -47,20 +47,23 @@ def noised(clean: Tensor, noise: Tensor, a: Tensor) -> Tensor:
     return a.sqrt() * clean + (1 - a).sqrt() * noise
 
 
-def denoising_error(output: Tensor, clean: Tensor, noise: Tensor, a: Tensor, prediction: Prediction) -> Tensor:
-    """Mean squared error ``(B,)`` of the denoiser's output against what it should have said of ``noised``.
+def denoising_residual(output: Tensor, clean: Tensor, noise: Tensor, a: Tensor, prediction: Prediction) -> Tensor:
+    """The denoiser's output less what it should have said of ``noised``, ``(B, ...)``, in the space it predicts."""
+    a = expand(a, clean)
+    if prediction == "epsilon":
+        return output - noise
+    if prediction == "v_prediction":
+        return output - (a.sqrt() * noise - (1 - a).sqrt() * clean)
+    return output - clean
+
+
+def denoising_error(residual: Tensor) -> Tensor:
+    """Mean squared error ``(B,)`` of a ``denoising_residual``.
 
     The *mean* over latent elements, unweighted in the space that the model predicts, as in Diffusion-DPO's released
     code (Wallace et al. 2023); a preference objective's ``beta`` depends on that.
     """
-    a = expand(a, clean)
-    if prediction == "epsilon":
-        target = noise
-    elif prediction == "v_prediction":
-        target = a.sqrt() * noise - (1 - a).sqrt() * clean
-    else:
-        target = clean
-    return ((output - target) ** 2).flatten(1).mean(1)
+    return (residual**2).flatten(1).mean(1)
 
 
 def ddim_std(a: Tensor, b: Tensor, eta: float) -> Tensor:

@@ -1,16 +1,18 @@
-"""The training loop: sample, score, credit, update. There is one; an algorithm is a choice of credit and objective.
+"""The training loop: gather experience, learn from it, again. There is one loop.
 
-Shape legend: ``N`` samples of an epoch, ``S`` steps, ``K`` steps trained on per sample; a *row* is one (sample, step).
+An algorithm is a source of experience, a rule of credit, and an objective: see ``experience``, ``credit``, ``lessons``.
+
+Shape legend: ``N`` samples of an epoch, ``S`` steps of a sample; a *row* is one (sample, step) or one (sample, draw).
 """
 
 from __future__ import annotations
 
+import math
 import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -18,13 +20,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from diffalign import checks, credit
+from diffalign import checks, credit, experience, lessons
 from diffalign.config import CreditConfig, ObjectiveConfig, TrainerConfig
 from diffalign.errors import ConfigError, InputError, RefusedError
-from diffalign.objectives import policy_gradient
+from diffalign.experience import Epoch, Experience, Gathered, Judged, Paired, Rollouts, Scored, Shown, Source
+from diffalign.lessons import Lesson, Rows
+from diffalign.methods import POLICY_GRADIENT
 from diffalign.runs import Run
-from diffalign.seeds import derive
-from diffalign.types import Policy, Prompt, Reward, Rollout, Scores
+from diffalign.seeds import derive, permutation
+from diffalign.types import Policy, Prompt, Rollout
 
 CREDIT_RULES: dict[str, Callable[[Tensor, Sequence[str]], Tensor]] = {
     "batch": credit.batch,
@@ -38,7 +42,7 @@ class Interrupted(Exception):
 
 
 class Trainer:
-    """Aligns a policy to a reward.
+    """Aligns a policy by what a source gathers.
 
     Every random draw is derived from ``seed``, the epoch and the sample's number, so the state between two epochs is
     the weights, the optimiser and the credit statistics: that is all a bit-exact resume needs.
@@ -47,8 +51,7 @@ class Trainer:
     def __init__(
         self,
         policy: Policy,
-        reward: Reward,
-        prompts: Sequence[Prompt],
+        source: Source,
         *,
         settings: TrainerConfig | None = None,
         objective: ObjectiveConfig | None = None,
@@ -56,15 +59,17 @@ class Trainer:
         seed: int = 0,
         precision: str = "fp32",
         run: Run | None = None,
-        on_epoch: Callable[[Trainer, int, Rollout, Scores], None] | None = None,
+        on_epoch: Callable[[Trainer, int, Mapping[str, float]], None] | None = None,
         on_progress: Callable[[str, int, int], None] | None = None,
     ) -> None:
+        """``on_epoch`` gets the trainer, the number of epochs done, and the metrics of the last one."""
         self.accelerator = checks.accelerator(cpu=policy.device.type == "cpu")
-        if not prompts:
+        if isinstance(source, Rollouts) and not source.prompts:
             raise ConfigError("there is no prompt to train on")
-        if policy.modality != reward.modality:
-            raise ConfigError(f"reward {reward.name} judges {reward.modality}s, but the model makes {policy.modality}s")
-        self.policy, self.reward, self.prompts = policy, reward, list(prompts)
+        if policy.modality != source.modality:
+            whose = f"reward {source.reward.name}" if isinstance(source, Rollouts) else f"source {source.name}"
+            raise ConfigError(f"{whose} judges {source.modality}s, but the model makes {policy.modality}s")
+        self.policy, self.source = policy, source
         self.settings = settings or TrainerConfig()
         self.objective = objective or ObjectiveConfig()
         self.credit = credit or CreditConfig()
@@ -80,11 +85,9 @@ class Trainer:
         self.epoch = 0
         self.updates = 0
         self._interrupted = threading.Event()
-        self._reference: tuple[Rollout, Tensor] | None = None
 
     def _check_capabilities(self) -> None:
-        needed = {"step_log_probs"} | ({"step_kl", "reference"} if self.objective.kl_coefficient else set())
-        if missing := needed - self.policy.capabilities:
+        if missing := lessons.needed(self.objective) - self.policy.capabilities:
             raise ConfigError(
                 f"{self.objective.name} needs {', '.join(sorted(missing))}, which {self.policy.name} does not offer; it"
                 f" offers {', '.join(sorted(self.policy.capabilities))}"
@@ -105,51 +108,51 @@ class Trainer:
         total = self.settings.epochs if epochs is None else epochs
         with self._interruptible():
             while self.epoch < total:
+                gathered = self.gather()
                 started = time.perf_counter()
-                rollout = self.sample()
-                sampled = time.perf_counter()
-                scores = self.reward(rollout.samples)
-                checks.reward_is_usable(scores, start=self.updates == 0)
-                scored = time.perf_counter()
-                advantages = self.advantages(rollout, scores)
-                metrics = self.update(rollout, advantages)
-                metrics |= _reward_metrics(scores)
-                metrics["time/sample"] = sampled - started
-                metrics["time/reward"] = scored - sampled
-                metrics["time/update"] = time.perf_counter() - scored
-                metrics["count/samples"] = (self.epoch + 1) * len(rollout)
+                lesson = self.lesson(gathered.experience)
+                metrics = {**gathered.metrics, **self.update(lesson)}
+                metrics["time/update"] = time.perf_counter() - started
+                metrics["count/samples"] = (self.epoch + 1) * len(lesson)
                 metrics["count/updates"] = self.updates
                 self.epoch += 1
-                self._finish_epoch(rollout, scores, metrics, last=self.epoch == total)
+                self._finish_epoch(lesson, metrics, last=self.epoch == total)
 
-    def _finish_epoch(self, rollout: Rollout, scores: Scores, metrics: Mapping[str, float], *, last: bool) -> None:
+    def _finish_epoch(self, lesson: Lesson, metrics: Mapping[str, float], *, last: bool) -> None:
         if self.run:
             self.run.log(self.epoch, metrics)
         if self.updates:
             self._refuse(checks.parameters_fault(self.parameters))
-            self._refuse(checks.policy_fault(self.policy, rollout, self.settings.micro_batch_size))
+            self._refuse(self._lesson_fault(lesson))
         if self.on_epoch:
-            self.on_epoch(self, self.epoch, rollout, scores)
+            self.on_epoch(self, self.epoch, metrics)
         if last or self._interrupted.is_set() or self.epoch % self.settings.checkpoint_every == 0:
             self.save()
             if self._interrupted.is_set():
                 raise Interrupted
 
-    def sample(self) -> Rollout:
-        """One epoch's samples under the current policy, each from a seed of its own."""
-        count, repeats = self.settings.samples_per_epoch, self.settings.samples_per_prompt
-        prompts = [prompt for prompt in self._epoch_prompts(count // repeats) for _ in range(repeats)]
+    def moment(self) -> Epoch:
+        """What a source may use of the loop, at this epoch."""
+        return Epoch(self.epoch, self.seed, self.settings, self.sample, first=self.updates == 0)
+
+    def gather(self) -> Gathered:
+        """One epoch's experience."""
+        return self.source.gather(self.moment())
+
+    def sample(self, prompts: Sequence[Prompt]) -> Rollout:
+        """One sample of each prompt under the current policy, each from a seed of its own."""
+        count, size = len(prompts), self.policy.batch_size
         seeds = [derive(self.seed, "sample", self.epoch, i) for i in range(count)]
         parts = []
-        for i in range(0, count, self.policy.batch_size):
+        for i in range(0, count, size):
             if self._interrupted.is_set():
                 self.save()
                 raise Interrupted
-            chunk = slice(i, i + self.policy.batch_size)
-            parts.append(self._sampled(prompts[chunk], seeds[chunk]))
-            if self.updates == 0 and i == 0:
-                self._check_start(parts[0])
-            self.on_progress("sampling", min(i + self.policy.batch_size, count), count)
+            parts.append(self._sampled(prompts[i : i + size], seeds[i : i + size]))
+            if self.updates == 0 and i == 0 and self.objective.name in POLICY_GRADIENT:
+                checks.rollout_has_likelihood(parts[0])
+                checks.ratio_is_one(self.policy, parts[0], self.precision, self.objective.clip_range)
+            self.on_progress("sampling", min(i + size, count), count)
         return _joined(parts)
 
     def _sampled(self, prompts: Sequence[Prompt], seeds: Sequence[int]) -> Rollout:
@@ -164,20 +167,41 @@ class Trainer:
             self._refuse(checks.rollout_fault(rollout))
         return rollout
 
-    def _epoch_prompts(self, count: int) -> list[Prompt]:
-        """The next ``count`` prompts of an endless sequence of shuffles of all prompts."""
-        picked, first = [], self.epoch * count
-        for i in range(first, first + count):
-            cycle, place = divmod(i, len(self.prompts))
-            picked.append(self.prompts[_permutation(len(self.prompts), derive(self.seed, "prompts", cycle))[place]])
-        return picked
+    # -- learning ---------------------------------------------------------------------------------------------------
 
-    def advantages(self, rollout: Rollout, scores: Scores) -> Tensor:
-        """Clipped advantages ``(N,)`` on the CPU."""
-        keys = [sample.prompt.key for sample in rollout.samples]
-        return self.tracker(scores.total.float().cpu(), keys).clamp(-self.credit.clip, self.credit.clip)
+    def lesson(self, gathered: Experience) -> Lesson:
+        """What the objective makes of the experience. Raises ConfigError for one that it cannot learn from."""
+        name = self.objective.name
+        about = self.policy, self.objective, self.seed, self.epoch
+        if isinstance(gathered, Paired) and name == "kto":
+            gathered = experience.judged(gathered.preferences)
+        elif isinstance(gathered, Paired) and name == "sft":
+            gathered = experience.winners(gathered.preferences)
+        match gathered:
+            case Scored(rollout) if name in POLICY_GRADIENT:
+                share = self.settings.timestep_fraction
+                return lessons.Steps(*about, rollout, self.advantages(gathered), step_fraction=share)
+            case Scored(rollout, scores) if name == "reward-weighted":
+                failed = ~scores.total.isfinite().cpu()
+                advantages = self.advantages(gathered).masked_fill(failed, math.nan)
+                return lessons.Examples(*about, rollout.samples, advantages=advantages)
+            case Paired(preferences) if name in lessons.PAIRWISE:
+                return lessons.Comparisons(*about, preferences)
+            case Judged(samples, good) if name == "kto":
+                return lessons.Verdicts(*about, samples, good)
+            case Shown(samples, passes) if name == "sft":
+                return lessons.Examples(*about, samples, passes)
+        raise ConfigError(f"objective {name} cannot learn from source {self.source.name}")
 
-    def update(self, rollout: Rollout, advantages: Tensor) -> dict[str, float]:
+    def advantages(self, scored: Scored) -> Tensor:
+        """Clipped advantages ``(N,)`` on the CPU; more is better, whatever the reward's own direction."""
+        keys = [sample.prompt.key for sample in scored.rollout.samples]
+        total = scored.scores.total
+        if isinstance(self.source, Rollouts):
+            total = experience.oriented(self.source.reward, total)
+        return self.tracker(total, keys).clamp(-self.credit.clip, self.credit.clip)
+
+    def update(self, lesson: Lesson) -> dict[str, float]:
         """All optimiser updates of one epoch; returns the mean metrics of those that were made.
 
         A batch in which no sample was better than another makes none.
@@ -185,16 +209,16 @@ class Trainer:
         made: list[dict[str, float]] = []
         for group in self.optimiser.param_groups:
             group["lr"] = self.learning_rate()
-        batches = list(self._batches(len(rollout)))
-        for number, (inner, index) in enumerate(batches):
-            rows, steps = self._rows(rollout, index, inner)
-            if metrics := self._step(rollout, advantages, rows, steps):
+        batches = list(self._batches(lesson))
+        for number, (inner, items) in enumerate(batches):
+            if metrics := self._step(lesson, lesson.rows(items, inner)):
                 made.append(metrics)
             self.on_progress("updating", number + 1, len(batches))
         totals = {name: sum(metrics[name] for metrics in made) / len(made) for name in (made[0] if made else ())}
         totals["policy/learning_rate"] = self.learning_rate()
-        totals["advantage/mean"] = float(advantages.mean())
-        totals["advantage/zero_fraction"] = float((advantages == 0).float().mean())
+        if isinstance(lesson, lessons.Steps):
+            totals["advantage/mean"] = float(lesson.advantages.mean())
+            totals["advantage/zero_fraction"] = float((lesson.advantages == 0).float().mean())
         return totals
 
     def learning_rate(self) -> float:
@@ -202,79 +226,55 @@ class Trainer:
         share = 1 - self.epoch / self.settings.epochs if self.settings.schedule == "linear" else 1.0
         return self.settings.learning_rate * share
 
-    def _batches(self, count: int) -> Iterator[tuple[int, Tensor]]:
+    def _batches(self, lesson: Lesson) -> Iterator[tuple[int, Tensor]]:
         for inner in range(self.settings.inner_epochs):
-            order = _permutation(count, derive(self.seed, "order", self.epoch, inner))
-            for i in range(0, count, self.settings.batch_size):
-                yield inner, torch.tensor(order[i : i + self.settings.batch_size])
+            items = lesson.items(inner)
+            order = permutation(len(items), derive(self.seed, "order", self.epoch, inner))
+            for i in range(0, len(items), self.settings.batch_size):
+                yield inner, items[order[i : i + self.settings.batch_size]]
 
-    def _rows(self, rollout: Rollout, index: Tensor, inner: int) -> tuple[Tensor, Tensor]:
-        """The (sample, step) rows of a batch: for each sample a random share of its steps, in random order."""
-        rows, steps = [], []
-        for sample in index.tolist():
-            own = rollout.mask[sample].nonzero()[:, 0].tolist()
-            keep = max(1, round(len(own) * self.settings.timestep_fraction))
-            order = _permutation(len(own), derive(self.seed, "steps", self.epoch, inner, sample))[:keep]
-            steps += [own[i] for i in order]
-            rows += [sample] * len(order)
-        return torch.tensor(rows), torch.tensor(steps)
-
-    def _step(self, rollout: Rollout, advantages: Tensor, rows: Tensor, steps: Tensor) -> dict[str, float]:
+    def _step(self, lesson: Lesson, rows: Rows) -> dict[str, float]:
         """One optimiser update: the mean loss over all rows, accumulated over micro-batches."""
-        self.optimiser.zero_grad(set_to_none=True)
-        count = len(rows)
-        if not self.objective.kl_coefficient:
-            # A row with advantage 0 has loss 0 and gradient 0: leaving it out changes nothing but the time.
-            kept = advantages[rows] != 0
-            rows, steps = rows[kept], steps[kept]
         if len(rows) == 0:
             return {}
-        totals: dict[str, float] = {}
-        for chunk in torch.arange(len(rows)).split(self.settings.micro_batch_size):
-            loss, metrics = self._loss(rollout.take(rows[chunk]), advantages[rows[chunk]], steps[chunk, None])
-            self.accelerator.backward(self.scaler.scale(loss.sum() / count))
-            metrics["loss"] = loss.detach().sum() * len(rows) / (count * len(chunk))
-            for name, value in metrics.items():
-                totals[f"policy/{name}"] = totals.get(f"policy/{name}", 0.0) + float(value) * len(chunk) / len(rows)
+        reference = self._reference(lesson)
+        self.optimiser.zero_grad(set_to_none=True)
+        size = max(1, self.settings.micro_batch_size // lesson.samples_per_row)
+        answers: list[lessons.Inputs] = []
+        for chunk in torch.arange(len(rows)).split(size):
+            inputs = lesson.inputs(rows.take(chunk))
+            answers.append({name: values.detach() for name, values in inputs.items()})
+            loss, _ = lesson.loss(inputs)
+            self.accelerator.backward(self.scaler.scale(loss.sum() / rows.count))
+        loss, metrics = lesson.loss({name: torch.cat([each[name] for each in answers]) for name in answers[0]})
+        metrics = {**metrics, "loss": loss.sum() / rows.count}
+        found = {f"policy/{name}": float(value) for name, value in metrics.items()}
         if self.updates == 0:
             checks.gradients_reach(self.parameters)
         self.scaler.unscale_(self.optimiser)
         norm = float(self.accelerator.clip_grad_norm_(self.parameters.values(), self.settings.max_grad_norm) or 0.0)
-        self._refuse(checks.update_fault(totals["policy/loss"], norm, self.scaler.get_scale()))
+        self._refuse(checks.update_fault(found["policy/loss"], norm, self.scaler.get_scale()))
         self.scaler.step(self.optimiser)  # with fp16, leaves the update out where a gradient overflowed,
         self.scaler.update()  # and scales the loss less from there on
         self.updates += 1
-        if self.updates == 1:
-            self._check_reference_stays()
-        return totals | {"policy/grad_norm": norm}
-
-    def _loss(self, batch: Rollout, advantages: Tensor, steps: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """Per-row loss ``(rows, 1)`` and metrics."""
-        beta = self.objective.kl_coefficient
-        now = self.policy.step_log_probs(batch, steps, kl=beta > 0)
-        device = now.log_probs.device
-        old = batch.log_probs.gather(1, steps).to(device)
-        mask = batch.mask.gather(1, steps).to(device)
-        loss, metrics = _objective(self.objective)(now.log_probs, old, advantages.to(device), mask)
-        if now.kl is not None:
-            loss = loss + beta * now.kl * mask
-            metrics["kl"] = policy_gradient.masked_mean(now.kl.detach(), mask)
-        return loss, metrics
+        if reference is not None:
+            checks.reference_stays(self.policy, lesson.fingerprint, reference)
+        return found | {"policy/grad_norm": norm}
 
     # -- checks -----------------------------------------------------------------------------------------------------
 
-    def _check_start(self, rollout: Rollout) -> None:
-        checks.rollout_has_likelihood(rollout)
-        clip_range = self.objective.clip_range if self.objective.name == "ppo-clip" else None
-        checks.ratio_is_one(self.policy, rollout, self.precision, clip_range)
-        if "reference" in self.policy.capabilities:
-            checks.reference_is_base(self.policy, rollout)
-            self._reference = rollout, checks.reference_fingerprint(self.policy, rollout)
+    def _reference(self, lesson: Lesson) -> Tensor | None:
+        """Before the first update, what the reference says; it must be what the policy says."""
+        if self.updates or "reference" not in self.policy.capabilities:
+            return None
+        checks.reference_is_base(self.policy, lesson.fingerprint)
+        return checks.reference_fingerprint(self.policy, lesson.fingerprint)
 
-    def _check_reference_stays(self) -> None:
-        if self._reference:
-            checks.reference_stays(self.policy, *self._reference)
-            self._reference = None
+    @torch.no_grad()
+    def _lesson_fault(self, lesson: Lesson) -> str:
+        """Why the updated policy makes nothing of use: what it says of a few samples is not finite. Empty if it is."""
+        finite = bool(lesson.fingerprint().isfinite().all())
+        return "" if finite else "after the update the log-probabilities of a sample are not finite"
 
     def _refuse(self, fault: str) -> None:
         if fault:
@@ -359,20 +359,10 @@ class Trainer:
             signal.signal(signal.SIGINT, previous)
 
 
-def _objective(config: ObjectiveConfig) -> Callable[..., tuple[Tensor, dict[str, Tensor]]]:
-    if config.name == "reinforce":
-        return policy_gradient.reinforce
-    return partial(policy_gradient.ppo_clip, clip_range=config.clip_range)
-
-
 def _tracker(config: CreditConfig) -> credit.PerPromptStatistics | Callable[[Tensor, Sequence[str]], Tensor]:
     if config.rule == "per-prompt":
         return credit.PerPromptStatistics(config.buffer_size, config.min_count)
     return CREDIT_RULES[config.rule]
-
-
-def _permutation(count: int, seed: int) -> list[int]:
-    return torch.randperm(count, generator=torch.Generator().manual_seed(seed)).tolist()
 
 
 def _joined(parts: Sequence[Rollout]) -> Rollout:
@@ -382,15 +372,3 @@ def _joined(parts: Sequence[Rollout]) -> Rollout:
         mask=torch.cat([part.mask for part in parts]),
         state={name: torch.cat([part.state[name] for part in parts]) for name in parts[0].state},
     )
-
-
-def _reward_metrics(scores: Scores) -> dict[str, float]:
-    metrics = {}
-    for name, values in {"total": scores.total, **scores.parts}.items():
-        known = values[values.isfinite()]
-        if len(known):
-            metrics[f"reward/{name}"] = float(known.mean())
-    known = scores.total[scores.total.isfinite()]
-    metrics["reward/std"] = float(known.std(correction=0))
-    metrics["reward/failed"] = float(len(scores.total) - len(known))
-    return metrics

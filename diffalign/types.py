@@ -22,7 +22,9 @@ if TYPE_CHECKING:
     from torch.nn import Parameter
 
 Modality = Literal["image", "text"]
-Capability = Literal["step_log_probs", "log_likelihood", "step_kl", "reference", "differentiable_sampling"]
+Capability = Literal[
+    "step_log_probs", "step_kl", "log_likelihood", "denoising_residual", "reference", "differentiable_sampling"
+]  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,5 +200,12 @@ class LikelihoodPolicy(Policy, Protocol):
         """How likely whole samples are, float32 ``(B,)`` with gradient; the same question for all at one draw.
 
         For text the sum over tokens. For images minus the denoising error at ``draw``: a surrogate.
+        """
+        ...
+
+    def denoising_residual(self, samples: Sequence[Sample], draw: Draw) -> Tensor:
+        """What the denoiser got wrong at ``draw``, float32 ``(B, ...)`` with gradient (images only).
+
+        Minus its mean square is the log-likelihood.
         """
         ...

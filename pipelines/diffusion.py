@@ -26,6 +26,7 @@ from diffalign.errors import ConfigError, InputError
 from diffalign.runs import new_folder
 from diffalign.types import Capability, Draw, Modality, Prompt, Rollout, Sample, StepLikelihood
 from pipelines.families import Family
+from pipelines.per_image import PerImage
 
 ATTENTION = ["to_q", "to_k", "to_v", "to_out.0"]
 EVERYTHING = [*ATTENTION, "proj_in", "proj_out", "ff.net.0.proj", "ff.net.2", "conv1", "conv2", "conv_shortcut"]
@@ -36,7 +37,9 @@ class DiffusionPolicy:
     """A text-to-image diffusion model that can be aligned."""
 
     modality: Modality = "image"
-    capabilities: frozenset[Capability] = frozenset({"step_log_probs", "step_kl", "log_likelihood", "reference"})
+    capabilities: frozenset[Capability] = frozenset(
+        {"step_log_probs", "step_kl", "log_likelihood", "denoising_residual", "reference"}
+    )
 
     def __init__(
         self,
@@ -61,6 +64,7 @@ class DiffusionPolicy:
         self.gradient_checkpointing = gradient_checkpointing
         self._frozen: nn.Module | None = None
         self._text: dict[str, Tensor] = {}
+        self._encoded = PerImage()
         pipeline = family.pipeline
         for module in (pipeline.vae, pipeline.text_encoder, family.denoiser):
             module.requires_grad_(False).eval().to(self.device)
@@ -177,19 +181,30 @@ class DiffusionPolicy:
 
         A surrogate: the evidence lower bound at one noise level, unweighted. Images of another size are scaled and cut.
         """
-        pictures = [sample.image for sample in samples if sample.image is not None]
-        if len(pictures) < len(samples):
-            raise InputError(f"{len(samples) - len(pictures)} of {len(samples)} samples have no image")
-        width, height = self.family.image_size()
-        pixels = images.to_tensor([images.fit(images.to_rgb(picture), width, height) for picture in pictures])
-        clean = self.family.encode(pixels.to(self.device))
+        return -denoising.denoising_error(self.denoising_residual(samples, draw))
+
+    def denoising_residual(self, samples: Sequence[Sample], draw: Draw) -> Tensor:
+        """See LikelihoodPolicy: ``(B, C, H, W)``."""
+        clean = self._latents(samples)
         noise = self._noise(draw.seeds, 1)[:, 0]
         timesteps, signal = self.family.noise_level(draw.time.to(self.device))
         noisy = denoising.noised(clean, noise, signal)
         text = self._embed([sample.prompt.text for sample in samples])
         with torch.autocast(self.device.type, self.precision, enabled=self.precision != torch.float32):
             output = self.family.denoise(noisy, timesteps, text)
-        return -denoising.denoising_error(output.float(), clean, noise, signal, self.family.prediction)
+        return denoising.denoising_residual(output.float(), clean, noise, signal, self.family.prediction)
+
+    def _latents(self, samples: Sequence[Sample]) -> Tensor:
+        """Latents ``(B, C, H, W)`` of the samples' images; an image that occurs often is encoded once."""
+        pictures = [sample.image for sample in samples if sample.image is not None]
+        if len(pictures) < len(samples):
+            raise InputError(f"{len(samples) - len(pictures)} of {len(samples)} samples have no image")
+        if new := {id(picture): picture for picture in pictures if self._encoded.get(picture) is None}:
+            width, height = self.family.image_size()
+            pixels = images.to_tensor([images.fit(images.to_rgb(picture), width, height) for picture in new.values()])
+            for picture, latents in zip(new.values(), self.family.encode(pixels.to(self.device)), strict=True):
+                self._encoded.put(picture, latents.cpu())
+        return torch.stack([self._encoded.known(picture) for picture in pictures]).to(self.device)
 
     def reference(self) -> AbstractContextManager[None]:
         """See Policy: adapters off, or the frozen copy when every weight is trained."""

@@ -13,9 +13,10 @@ import rewards
 
 PUBLIC = {
     diffalign: [
-        "AdapterConfig", "CreditConfig", "DiffalignError", "Draw", "Evaluation", "ObjectiveConfig", "Policy",
-        "Preference", "Prompt", "PromptsConfig", "Reward", "Rollout", "RunConfig", "Sample", "SamplerConfig", "Scores",
-        "Trainer", "TrainerConfig", "UserError", "evaluate", "load_prompts",
+        "AdapterConfig", "BestOfN", "CreditConfig", "DiffalignError", "Draw", "Evaluation", "ExperienceConfig",
+        "JudgedPairs", "ObjectiveConfig", "OnlinePairs", "Policy", "Preference", "Prompt", "PromptsConfig", "Recorded",
+        "RecordedPairs", "Reward", "Rollout", "Rollouts", "RunConfig", "Sample", "SamplerConfig", "Scores", "Trainer",
+        "TrainerConfig", "UserError", "evaluate", "load_prompts",
     ],
     pipelines: ["load_policy"],
     rewards: ["load_reward"],

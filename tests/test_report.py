@@ -18,11 +18,14 @@ from PIL import Image
 from apps import charts, report, report_measures, report_pictures
 from diffalign.config import AdapterConfig, ObjectiveConfig, SamplerConfig, TrainerConfig, parse
 from diffalign.evaluation import Evaluation, Measure
+from diffalign.experience import Rollouts
 from diffalign.objectives import policy_gradient
 from diffalign.runs import Run
 from diffalign.trainer import Trainer
 from diffalign.types import Prompt, Sample, Scores
 from pipelines.diffusion import DiffusionPolicy
+from tests.test_experience import SOURCES
+from tests.test_experience import trainer as learner
 
 ROOT = Path(__file__).resolve().parent.parent
 ATTACK = "two <script>alert(1)</script> \"cats\" & 'dogs'"
@@ -373,8 +376,7 @@ def logged(run: Run, policy: DiffusionPolicy) -> set[str]:
     """The names that one epoch of real training logs, with every option on that adds a name."""
     trainer = Trainer(
         policy,
-        Redness(),  # type: ignore[arg-type]
-        [Prompt("red ball"), Prompt("blue cube")],
+        Rollouts(Redness(), [Prompt("red ball"), Prompt("blue cube")]),  # type: ignore[arg-type]
         settings=TrainerConfig(epochs=1, samples_per_epoch=4, batch_size=4),
         objective=ObjectiveConfig(name="ppo-clip", kl_coefficient=0.1),
         run=run,
@@ -382,13 +384,23 @@ def logged(run: Run, policy: DiffusionPolicy) -> set[str]:
     trainer.train()
     one = torch.ones(1, 1)
     _, other = policy_gradient.reinforce(one, one, one[0], one > 0)
-    return {name for row in run.metrics() for name in row} | {f"policy/{name}" for name in other}
+    found = {name for row in run.metrics() for name in row} | {f"policy/{name}" for name in other}
+    for objective, source in (
+        ("dpo", "pairs"),
+        ("kto", "labels"),
+        ("reward-weighted", "rollouts"),
+        ("sft", "best-of-n"),
+    ):
+        job = learner(objective, SOURCES[source](), epochs=1, **({"sft_weight": 0.1} if objective == "dpo" else {}))
+        gathered = job.gather()
+        found |= gathered.metrics.keys() | job.update(job.lesson(gathered.experience)).keys()
+    return found
 
 
 def written_down() -> set[str]:
     """The names in the sources, with PART for what is filled in: also those that a short run never reaches."""
     names = set()
-    for path in ("diffalign/trainer.py", "apps/align.py"):
+    for path in ("diffalign/trainer.py", "diffalign/experience.py", "apps/align.py"):
         for node in ast.walk(ast.parse((ROOT / path).read_text())):
             if isinstance(node, ast.JoinedStr):
                 text = "".join(str(v.value) if isinstance(v, ast.Constant) else "PART" for v in node.values)
@@ -396,7 +408,7 @@ def written_down() -> set[str]:
                 text = node.value
             else:
                 continue
-            if re.fullmatch(r"(reward|policy|advantage|time|count|held_out)/\S+", text):
+            if re.fullmatch(r"(reward|policy|advantage|experience|time|count|held_out)/\S+", text):
                 names.add(text)
     return names - {"policy/PART"}
 

@@ -14,9 +14,11 @@ from torch import Tensor, nn
 
 from diffalign.config import AdapterConfig, CreditConfig, ObjectiveConfig, SamplerConfig, TrainerConfig, parse
 from diffalign.errors import ConfigError
+from diffalign.experience import Rollouts, Scored
+from diffalign.lessons import Steps
 from diffalign.runs import Run
 from diffalign.trainer import Interrupted, Trainer
-from diffalign.types import Prompt, Rollout, Sample, Scores, StepLikelihood
+from diffalign.types import Draw, Prompt, Rollout, Sample, Scores, StepLikelihood
 from pipelines.diffusion import DiffusionPolicy
 
 PROMPTS = [Prompt("a"), Prompt("b")]
@@ -29,7 +31,7 @@ class WalkPolicy:
     """
 
     name, modality, device, batch_size = "walk", "text", torch.device("cpu"), 8
-    capabilities = frozenset({"step_log_probs", "step_kl", "reference"})
+    capabilities = frozenset({"step_log_probs", "step_kl", "log_likelihood", "denoising_residual", "reference"})
     steps, std = 3, 0.5
 
     def __init__(self) -> None:
@@ -61,6 +63,15 @@ class WalkPolicy:
         return StepLikelihood(
             log_probs, (mean - self.start[which].gather(1, steps)) ** 2 / (2 * self.std**2) if kl else None
         )
+
+    def denoising_residual(self, samples: Sequence[Sample], draw: Draw) -> Tensor:
+        """How far the text is from the mean of the walk's end, in deviations times sqrt 2: the density is exact."""
+        which = torch.tensor([PROMPTS.index(sample.prompt) for sample in samples])
+        ends = torch.tensor([float(sample.text or 0) for sample in samples])
+        return ((ends - self._mean(which).sum(1)) / (2 * self.steps * self.std**2) ** 0.5)[:, None]
+
+    def log_likelihood(self, samples: Sequence[Sample], draw: Draw) -> Tensor:
+        return -(self.denoising_residual(samples, draw)[:, 0] ** 2)
 
     @contextmanager
     def reference(self):  # type: ignore[no-untyped-def]
@@ -111,12 +122,17 @@ def walk(objective: str = "ppo-clip", rule: str = "batch", **settings: Any) -> T
     }  # fmt: skip
     return Trainer(
         WalkPolicy(),
-        Target(),
-        PROMPTS,
+        Rollouts(Target(), PROMPTS),
         settings=TrainerConfig(**(options | settings)),
-        objective=ObjectiveConfig(name=objective, clip_range=0.2),  # type: ignore[arg-type]
+        objective=ObjectiveConfig(name=objective, clip_range=0.2 if objective == "ppo-clip" else None),  # type: ignore[arg-type]
         credit=CreditConfig(rule=rule),  # type: ignore[arg-type]
     )
+
+
+def gathered(trainer: Trainer) -> Scored:
+    found = trainer.gather().experience
+    assert isinstance(found, Scored)
+    return found
 
 
 @pytest.mark.parametrize("objective", ["ppo-clip", "reinforce"])
@@ -125,9 +141,9 @@ def test_every_algorithm_solves_the_walk(objective: str, rule: str) -> None:
     """The sum of three steps has deviation 0.5 sqrt(3) = 0.87, so the best mean score is -0.87 * 0.8 = -0.69; untrained
     it is about -3. Seeded, so the threshold -1 is reached or not on every machine alike."""
     trainer = walk(objective, rule)
-    assert trainer.reward(trainer.sample().samples).total.mean() < -2.5
+    assert gathered(trainer).scores.total.mean() < -2.5
     trainer.train()
-    assert trainer.reward(trainer.sample().samples).total.mean() > -1.0
+    assert gathered(trainer).scores.total.mean() > -1.0
 
 
 def test_a_diffusion_model_learns_brightness(make: Callable[..., DiffusionPolicy]) -> None:
@@ -135,17 +151,16 @@ def test_a_diffusion_model_learns_brightness(make: Callable[..., DiffusionPolicy
     policy = make("v_prediction", full=True, sampler=SamplerConfig(steps=4))
     trainer = Trainer(
         policy,
-        Brightness(),
-        [Prompt("a red ball"), Prompt("two blue cube")],
+        Rollouts(Brightness(), [Prompt("a red ball"), Prompt("two blue cube")]),
         settings=TrainerConfig(
             epochs=12, samples_per_epoch=64, batch_size=64, learning_rate=3e-3, micro_batch_size=256
         ),
         objective=ObjectiveConfig(clip_range=1e-2),
         credit=CreditConfig(rule="batch"),
     )
-    before = trainer.reward(trainer.sample().samples).total
+    before = gathered(trainer).scores.total
     trainer.train()
-    after = trainer.reward(trainer.sample().samples).total
+    after = gathered(trainer).scores.total
     error = (before.var() / 64 + after.var() / 64).sqrt()
     assert (after.mean() - before.mean()) / error > 5
 
@@ -178,11 +193,10 @@ def test_rollout_batches_change_nothing() -> None:
 def test_the_first_update_is_on_policy() -> None:
     """Ratio 1, nothing clipped, and loss = -mean advantage per step."""
     trainer = walk(batch_size=64, epochs=1)
-    rollout = trainer.sample()
-    advantages = trainer.advantages(rollout, trainer.reward(rollout.samples))
-    metrics = trainer.update(rollout, advantages)
+    scored = gathered(trainer)
+    metrics = trainer.update(trainer.lesson(scored))
     assert metrics["policy/ratio"] == 1 and metrics["policy/clip_fraction"] == 0 and metrics["policy/approx_kl"] == 0
-    assert metrics["policy/loss"] == pytest.approx(-float(advantages.mean()), abs=1e-6)
+    assert metrics["policy/loss"] == pytest.approx(-float(trainer.advantages(scored).mean()), abs=1e-6)
 
 
 def test_a_linear_schedule_falls_to_zero_after_the_last_epoch() -> None:
@@ -196,16 +210,17 @@ def test_a_linear_schedule_falls_to_zero_after_the_last_epoch() -> None:
 
 def test_a_fraction_of_the_steps() -> None:
     trainer = walk(timestep_fraction=0.67, epochs=1)
-    rollout = trainer.sample()
-    rows, steps = trainer._rows(rollout, torch.arange(64), 0)
-    assert len(rows) == 128 and all(len(set(steps[rows == i].tolist())) == 2 for i in range(64))
+    lesson = trainer.lesson(gathered(trainer))
+    rows = lesson.rows(torch.arange(64), 0)
+    assert rows.steps is not None and len(rows) == 128
+    assert all(len(set(rows.steps[rows.items == i].tolist())) == 2 for i in range(64))
 
 
 def test_fp16_leaves_out_an_update_whose_gradient_overflows(make: Callable[..., DiffusionPolicy]) -> None:
     """At a loss scale of 1e38 no gradient fits: the weights stay, the scale halves, and training goes on from there."""
     policy = make(adapter=AdapterConfig(), precision="fp16", sampler=SamplerConfig(steps=3))
     settings = TrainerConfig(epochs=3, samples_per_epoch=8, batch_size=8, learning_rate=1e-2)
-    trainer = Trainer(policy, Brightness(), PROMPTS, settings=settings, precision="fp16")
+    trainer = Trainer(policy, Rollouts(Brightness(), PROMPTS), settings=settings, precision="fp16")
     assert trainer.scaler.get_scale() == 2**16
     trainer.scaler = torch.amp.GradScaler("cpu", init_scale=1e38)
     before = {name: parameter.detach().clone() for name, parameter in trainer.parameters.items()}
@@ -224,7 +239,7 @@ def image_trainer(make: Callable[..., DiffusionPolicy], run: Run | None, **setti
     policy = make(adapter=AdapterConfig(), sampler=SamplerConfig(steps=3))
     options = {"epochs": 4, "samples_per_epoch": 8, "batch_size": 4, "learning_rate": 1e-2, "inner_epochs": 2}
     return Trainer(
-        policy, Brightness(), [Prompt("a red ball"), Prompt("two blue cube"), Prompt("one cube")],
+        policy, Rollouts(Brightness(), [Prompt("a red ball"), Prompt("two blue cube"), Prompt("one cube")]),
         settings=TrainerConfig(**(options | settings)), credit=CreditConfig(rule="per-prompt", min_count=2), run=run,
     )  # fmt: skip
 
@@ -260,7 +275,7 @@ def test_a_checkpoint_of_another_adapter_is_refused(make: Callable[..., Diffusio
     run = Run.create(tmp_path / "run", parse(CONFIG))
     image_trainer(make, run, epochs=1).train()
     policy = make(adapter=AdapterConfig(rank=7), sampler=SamplerConfig(steps=3))
-    other = Trainer(policy, Brightness(), [Prompt("a red ball")], run=run)
+    other = Trainer(policy, Rollouts(Brightness(), [Prompt("a red ball")]), run=run)
     with pytest.raises(ConfigError, match="another model or adapter"):
         other.resume()
 
@@ -284,12 +299,14 @@ def test_ctrl_c_saves_and_stops(make: Callable[..., DiffusionPolicy], tmp_path: 
 def test_metrics_are_means_over_the_updates_that_were_made() -> None:
     """One sample of 64 has an advantage, so one of the two batches makes an update: on-policy, its ratio is 1."""
     trainer = walk(epochs=1)
-    rollout = trainer.sample()
-    advantages = torch.zeros(64)
-    advantages[5] = 1.0
-    assert trainer.update(rollout, advantages)["policy/ratio"] == 1
+    lesson = trainer.lesson(gathered(trainer))
+    assert isinstance(lesson, Steps)
+    lesson.advantages = torch.zeros(64)
+    lesson.advantages[5] = 1.0
+    assert trainer.update(lesson)["policy/ratio"] == 1
     assert trainer.updates == 1
-    nothing = trainer.update(rollout, torch.zeros(64))
+    lesson.advantages = torch.zeros(64)
+    nothing = trainer.update(lesson)
     assert trainer.updates == 1 and "policy/ratio" not in nothing and nothing["advantage/zero_fraction"] == 1
 
 
@@ -321,6 +338,6 @@ def test_a_run_stopped_before_its_first_checkpoint_starts_anew(
 
 def test_a_checkpoint_of_another_seed_is_refused() -> None:
     one = walk()
-    other = Trainer(WalkPolicy(), Target(), PROMPTS, seed=7)
+    other = Trainer(WalkPolicy(), Rollouts(Target(), PROMPTS), seed=7)
     with pytest.raises(ConfigError, match="run with seed 0, and this one has seed 7"):
         other.load_state_dict(one.state_dict())

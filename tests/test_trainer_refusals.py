@@ -14,6 +14,7 @@ from torch import Tensor
 from diffalign import checks
 from diffalign.config import AdapterConfig, ObjectiveConfig, TrainerConfig, parse
 from diffalign.errors import ConfigError, InputError, RefusedError
+from diffalign.experience import Rollouts
 from diffalign.runs import Run
 from diffalign.trainer import Trainer
 from diffalign.types import Rollout, StepLikelihood
@@ -26,7 +27,7 @@ from tests.test_trainer import CONFIG, PROMPTS, Brightness, Constant, Target, Wa
 )
 def test_a_reward_that_cannot_teach_is_refused(value: float, reason: str) -> None:
     trainer = walk()
-    trainer.reward = Constant(value)
+    trainer.source.reward = Constant(value)  # type: ignore[attr-defined]
     with pytest.raises(RefusedError, match=reason):
         trainer.train()
     assert not trainer.policy.mean.any()  # type: ignore[attr-defined]
@@ -35,7 +36,7 @@ def test_a_reward_that_cannot_teach_is_refused(value: float, reason: str) -> Non
 def test_a_reward_that_became_perfect_is_no_fault() -> None:
     trainer = walk(epochs=1)
     trainer.train()
-    trainer.reward = Constant(1.0)
+    trainer.source.reward = Constant(1.0)  # type: ignore[attr-defined]
     before = trainer.policy.mean.detach().clone()  # type: ignore[attr-defined]
     trainer.train(2)
     assert trainer.epoch == 2 and torch.equal(before, trainer.policy.mean)  # type: ignore[attr-defined]
@@ -81,10 +82,10 @@ def test_broken_samples_are_the_fault_of_the_updates_before_them(
         for parameter in trainer.parameters.values():
             parameter.fill_(float("nan"))
     with pytest.raises(InputError, match="NaN or infinite"):
-        trainer.sample()
+        trainer.gather()
     trainer.updates = 1
     with pytest.raises(RefusedError, match=r"training diverged: .*pixels.*learning_rate"):
-        trainer.sample()
+        trainer.gather()
     with pytest.raises(RefusedError, match=r"training diverged: .*trained weights are not finite"):
         trainer.save()
 
@@ -94,7 +95,7 @@ def test_samples_without_a_finite_likelihood_are_a_divergence() -> None:
     trainer.updates = 1
     trainer.policy.mean.data.fill_(float("inf"))  # type: ignore[attr-defined]
     with pytest.raises(RefusedError, match=r"training diverged: .*log-probabilities"):
-        trainer.sample()
+        trainer.gather()
 
 
 class ForgetfulPolicy(WalkPolicy):
@@ -141,29 +142,32 @@ class DeafPolicy(WalkPolicy):
     ],
 )
 def test_a_policy_that_would_train_wrongly_is_refused(policy: type[WalkPolicy], reason: str) -> None:
-    trainer = Trainer(policy(), Target(), PROMPTS, settings=TrainerConfig(samples_per_epoch=8, batch_size=8, epochs=2))
+    trainer = Trainer(
+        policy(), Rollouts(Target(), PROMPTS), settings=TrainerConfig(samples_per_epoch=8, batch_size=8, epochs=2)
+    )
     with pytest.raises(RefusedError, match=reason):
         trainer.train()
 
 
 def test_a_reward_of_another_modality_is_refused() -> None:
     with pytest.raises(ConfigError, match="judges images, but the model makes texts"):
-        Trainer(WalkPolicy(), Brightness(), PROMPTS)
+        Trainer(WalkPolicy(), Rollouts(Brightness(), PROMPTS))
 
 
 @pytest.mark.parametrize(
     ("objective", "clip_range", "warned"),
-    [("ppo-clip", 1e-4, True), ("ppo-clip", 0.2, False), ("reinforce", 1e-4, False)],
+    [("ppo-clip", 1e-4, True), ("ppo-clip", 0.2, False), ("reinforce", None, False)],
 )
 def test_rounding_beyond_the_clip_range_is_warned_of(
-    objective: str, clip_range: float, warned: bool, caplog: pytest.LogCaptureFixture
+    objective: str, clip_range: float | None, warned: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
     """The replay is off by some 1e-3, which bf16 explains: no refusal, but an image's clip range is smaller."""
     policy = ForgetfulPolicy()
     policy.capabilities = frozenset({"step_log_probs"})  # a reference is compared to the last bit
     settings = TrainerConfig(samples_per_epoch=8, batch_size=8)
     chosen = ObjectiveConfig(name=objective, clip_range=clip_range)  # type: ignore[arg-type]
-    Trainer(policy, Target(), PROMPTS, settings=settings, objective=chosen, precision="bf16").sample()
+    source = Rollouts(Target(), PROMPTS)
+    Trainer(policy, source, settings=settings, objective=chosen, precision="bf16").gather()
     assert ("more than objective.clip_range 0.0001" in caplog.text) is warned
     assert ("precision to fp32" in caplog.text) is warned
 
@@ -204,7 +208,7 @@ def test_accelerate_variables_are_refused(variable: str, value: str, monkeypatch
 
 
 def test_gradient_checkpointing_is_never_silently_ignored(make: Callable[..., DiffusionPolicy]) -> None:
-    settings = TrainerConfig(gradient_checkpointing=True)
+    settings, source = TrainerConfig(gradient_checkpointing=True), Rollouts(Brightness(), PROMPTS)
     with pytest.raises(ConfigError, match="build the policy with gradient_checkpointing=True"):
-        Trainer(make(adapter=AdapterConfig()), Brightness(), PROMPTS, settings=settings)
-    Trainer(make(adapter=AdapterConfig(), gradient_checkpointing=True), Brightness(), PROMPTS, settings=settings)
+        Trainer(make(adapter=AdapterConfig()), source, settings=settings)
+    Trainer(make(adapter=AdapterConfig(), gradient_checkpointing=True), source, settings=settings)

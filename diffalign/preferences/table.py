@@ -44,7 +44,7 @@ from diffalign.images import png_bytes
 from diffalign.preferences import cells, formats
 from diffalign.preferences.splitting import group
 from diffalign.runs import new_file
-from diffalign.types import Modality, Preference
+from diffalign.types import Modality, Preference, Prompt
 
 GROUP_ROWS = 64
 GROUP_BYTES = 2**25
@@ -190,13 +190,25 @@ class Table:
     def __iter__(self) -> Iterator[Preference]:
         return (self[i] for i in range(len(self)))
 
+    def prompts(self) -> list[Prompt]:
+        """The prompt of each row; reads no image."""
+        wanted = ("prompt", "prompt_id", "attributes", "negative")
+        names = [name for name in wanted if name in self._file.schema_arrow.names]
+        found: list[Prompt] = []
+        for batch in self._file.iter_batches(1024, columns=names):
+            found += [cells.prompt(row) for row in batch.to_pylist()]
+        return found
+
+    def criteria(self) -> list[str]:
+        """What was judged in each row; reads no image."""
+        if "criterion" not in self._file.schema_arrow.names:
+            return ["overall"] * len(self)
+        batches = self._file.iter_batches(1024, columns=["criterion"])
+        return [row or "overall" for batch in batches for row in batch.column(0).to_pylist()]
+
     def groups(self) -> list[str]:
         """What each row belongs to when the file is split (see ``splitting``); reads no image."""
-        names = [name for name in ("prompt", "prompt_id", "attributes") if name in self._file.schema_arrow.names]
-        found = []
-        for batch in self._file.iter_batches(1024, columns=names):
-            found += [group(cells.prompt(row)) for row in batch.to_pylist()]
-        return found
+        return [group(prompt) for prompt in self.prompts()]
 
 
 def _fits(found: pa.DataType, needed: pa.DataType) -> bool:

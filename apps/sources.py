@@ -1,0 +1,198 @@
+"""Where a run's experience comes from: what its configuration names, made ready for the training loop."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from diffalign import images, preferences
+from diffalign.config import RunConfig
+from diffalign.errors import InputError, NotFoundError
+from diffalign.experience import BestOfN, JudgedPairs, OnlinePairs, Recorded, RecordedPairs, Rollouts, Source
+from diffalign.preferences import Broken
+from diffalign.runs import Run, new_file
+from diffalign.seeds import derive
+from diffalign.types import Policy, Preference, Prompt, Reward, Sample
+from rewards.rater import SimulatedRaters
+from rewards.rater_file import OVERALL
+
+Progress = Callable[[str, int, int], None]
+Say = Callable[[str], None]
+
+
+def source(
+    config: RunConfig,
+    policy: Policy,
+    reward: Reward,
+    prompts: Sequence[Prompt],
+    held_out: Sequence[Prompt],
+    directory: Run,
+    *,
+    progress: Progress,
+    say: Say,
+) -> Source:
+    """The source that a configuration names. Recorded samples of a held-out prompt are left out.
+
+    Where simulated raters stand in for people, they judge samples of the base model now, and what they say is kept in
+    the run's directory.
+    """
+    wanted = config.experience
+    match wanted.source:
+        case "rollouts":
+            return Rollouts(reward, prompts)
+        case "best-of-n":
+            return BestOfN(reward, prompts, wanted.keep)
+        case "online-pairs" if wanted.rater is not None:
+            return JudgedPairs(partial(SimulatedRaters.load(wanted.rater).judge, criteria=[OVERALL]), prompts)
+        case "online-pairs":
+            return OnlinePairs(reward, prompts)
+        case "pairs":
+            path = _file(config) or collected_pairs(config, policy, prompts, directory, progress)
+            return recorded_pairs(path, wanted.criterion, held_out, say)
+        case "labels":
+            path = _file(config) or collected_labels(config, policy, prompts, directory, progress)
+            return recorded_labels(path, held_out, say)
+        case _:
+            return demonstrations(_file(config) or Path(), held_out, say)
+
+
+def _file(config: RunConfig) -> Path | None:
+    if config.experience.path is None:
+        return None
+    path = Path(config.experience.path).expanduser()
+    if not path.exists():
+        raise NotFoundError(f"experience.path: there is no file {path}")
+    return path
+
+
+# -- recorded ---------------------------------------------------------------------------------------------------------
+
+
+def recorded_pairs(path: Path, criterion: str | None, held_out: Sequence[Prompt], say: Say) -> RecordedPairs:
+    """The pairs of a native file that were judged by a criterion, and whose prompts are not held out."""
+    table = preferences.Table(path)
+    kept = _apart(table.prompts(), held_out)
+    _say_left_out(say, path, "pairs", len(table), len(kept))
+    criteria = table.criteria()
+    there = sorted({criteria[i] for i in kept})
+    if criterion is None and len(there) > 1:
+        raise InputError(
+            f"{path} has judgements by several criteria, {', '.join(there)}: say which to learn from"
+            " (experience.criterion)"
+        )
+    if criterion is not None:
+        kept = [i for i in kept if criteria[i] == criterion]
+        if not kept:
+            raise InputError(f"{path} has no judgement by {criterion!r}; it has {', '.join(there)}")
+    return RecordedPairs(table, kept, table.modality)
+
+
+def recorded_labels(path: Path, held_out: Sequence[Prompt], say: Say) -> Recorded:
+    """The labelled samples of a file whose prompts are not held out. Raises InputError for a broken row."""
+    found: list[tuple[Sample, bool]] = []
+    for row in preferences.read_unpaired(path):
+        if isinstance(row, Broken):
+            raise InputError(f"{path}: {row}")
+        found.append(row)
+    kept = _apart([sample.prompt for sample, _ in found], held_out)
+    _say_left_out(say, path, "labels", len(found), len(kept))
+    return Recorded([found[i][0] for i in kept], [found[i][1] for i in kept])
+
+
+def demonstrations(folder: Path, held_out: Sequence[Prompt], say: Say) -> Recorded:
+    """The images of a folder, with the prompts of its ``prompts.jsonl`` or ``prompts.csv``, that are not held out."""
+    from diffalign.prompts import of_images
+
+    if not folder.is_dir():
+        raise NotFoundError(f"experience.path: {folder} is no folder of images")
+    asked = of_images(folder)
+    if not asked:
+        raise InputError(f"{folder} has no prompts.jsonl or prompts.csv that says what its images show")
+    names = sorted(asked)
+    if missing := [name for name in names if not (folder / name).is_file()]:
+        raise InputError(f"{folder} lacks {len(missing)} of {len(names)} images that it lists, {missing[0]} first")
+    kept = [names[i] for i in _apart([asked[name] for name in names], held_out)]
+    _say_left_out(say, folder, "images", len(names), len(kept))
+    return Recorded([Sample(asked[name], image=images.load(folder / name)) for name in kept])
+
+
+def _apart(prompts: Sequence[Prompt], held_out: Sequence[Prompt]) -> list[int]:
+    """Numbers of the prompts that are not held out: neither by case or id, nor by text."""
+    groups = {preferences.group(prompt) for prompt in held_out}
+    texts = {_plain(prompt) for prompt in held_out}
+    return [i for i, p in enumerate(prompts) if preferences.group(p) not in groups and _plain(p) not in texts]
+
+
+def _plain(prompt: Prompt) -> str:
+    return " ".join(prompt.text.casefold().split())
+
+
+def _say_left_out(say: Say, path: Path, what: str, there: int, kept: int) -> None:
+    if not kept:
+        raise InputError(f"{path}: all {there} {what} belong to held-out prompts, so none is left to train on")
+    if kept < there:
+        say(f"{there - kept} of {there} {what} are of held-out prompts, and left out of training")
+
+
+# -- judged by simulated raters ---------------------------------------------------------------------------------------
+
+
+def collected_pairs(
+    config: RunConfig, policy: Policy, prompts: Sequence[Prompt], directory: Run, progress: Progress
+) -> Path:
+    """``preferences.parquet`` of the run: pairs of the base model's samples, judged by the simulated raters."""
+    path = directory.path / "preferences.parquet"
+    if not path.exists():
+        raters = SimulatedRaters.load(config.experience.rater or "")
+
+        def judged() -> Iterator[Preference]:
+            for i, samples in _sampled(config, policy, prompts, 2, progress):
+                pairs = list(zip(samples[::2], samples[1::2], strict=True))
+                yield from raters.judge(pairs, derive(config.seed, "judge", i), [OVERALL])
+
+        preferences.write(path, judged())
+    return path
+
+
+def collected_labels(
+    config: RunConfig, policy: Policy, prompts: Sequence[Prompt], directory: Run, progress: Progress
+) -> Path:
+    """``labels.parquet`` of the run: the base model's samples, and whether the simulated raters like each."""
+    path = directory.path / "labels.parquet"
+    if path.exists():
+        return path
+    raters = SimulatedRaters.load(config.experience.rater or "")
+    rows = []
+    for i, samples in _sampled(config, policy, prompts, 1, progress):
+        good = raters.good(samples, derive(config.seed, "judge", i))
+        for sample, label in zip(samples, good, strict=True):
+            assert sample.image is not None
+            rows.append(
+                {
+                    "prompt": sample.prompt.text, "prompt_id": sample.prompt.id,
+                    "attributes": json.dumps(dict(sample.prompt.attributes)),
+                    "image": {"bytes": images.png_bytes(sample.image), "path": None}, "label": label,
+                }
+            )  # fmt: skip
+    with new_file(path) as temporary:
+        pq.write_table(pa.Table.from_pylist(rows), temporary, compression="zstd")
+    return path
+
+
+def _sampled(
+    config: RunConfig, policy: Policy, prompts: Sequence[Prompt], each: int, progress: Progress
+) -> Iterator[tuple[int, Sequence[Sample]]]:
+    """Samples of the base model, ``each`` of a prompt at a time, prompts in turn."""
+    count, size = config.experience.collect, max(1, policy.batch_size // each)
+    for i in range(0, count, size):
+        numbers = range(i, min(i + size, count))
+        asked = [prompts[number % len(prompts)] for number in numbers for _ in range(each)]
+        seeds = [derive(config.seed, "collect", number, k) for number in numbers for k in range(each)]
+        with policy.reference():
+            yield i, policy.rollout(asked, seeds).samples
+        progress("collecting judgements", numbers.stop, count)

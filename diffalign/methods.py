@@ -1,0 +1,162 @@
+"""What an algorithm is: where its batches come from, how scores become credit, and what is minimised."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, model_validator
+
+from diffalign.section import Section
+
+Source = Literal["rollouts", "best-of-n", "online-pairs", "pairs", "labels", "demonstrations"]
+ObjectiveName = Literal[
+    "ppo-clip", "reinforce", "reward-weighted", "dpo", "robust-dpo", "ipo", "hinge", "kto", "sft"
+]  # fmt: skip
+
+_DRAWS: Mapping[str, object] = {"draws": 1, "reduction": "mean"}
+_PAIRWISE: Mapping[str, object] = {"beta": 2500.0, "sft_weight": 0.0, "loser_safety": None, **_DRAWS}
+FIELDS: Mapping[str, Mapping[str, object]] = {
+    "ppo-clip": {"clip_range": 1e-4, "kl_coefficient": 0.0},
+    "reinforce": {"kl_coefficient": 0.0},
+    "reward-weighted": {"temperature": 1.0, **_DRAWS},
+    "dpo": {"label_smoothing": 0.0, **_PAIRWISE},
+    "robust-dpo": {"flip_probability": 0.1, **_PAIRWISE},
+    "ipo": _PAIRWISE,
+    "hinge": _PAIRWISE,
+    "kto": {"desirable_weight": 1.0, "undesirable_weight": 1.0, "baseline": "mismatched", **_DRAWS, "beta": 1000.0},
+    "sft": _DRAWS,
+}
+"""The fields that each objective has, with its own defaults; what it has not is null."""
+
+LEARNS_FROM: Mapping[str, tuple[Source, ...]] = {
+    "ppo-clip": ("rollouts",),
+    "reinforce": ("rollouts",),
+    "reward-weighted": ("rollouts",),
+    "dpo": ("pairs", "online-pairs"),
+    "robust-dpo": ("pairs", "online-pairs"),
+    "ipo": ("pairs", "online-pairs"),
+    "hinge": ("pairs", "online-pairs"),
+    "kto": ("labels", "pairs", "online-pairs"),
+    "sft": ("demonstrations", "best-of-n", "pairs"),
+}
+"""The experience that each objective can be given. KTO takes both sides of a pair, SFT its winner."""
+
+RECORDED: tuple[Source, ...] = ("pairs", "labels", "demonstrations")
+"""Sources that do not sample: their samples were made, and judged, before the run."""
+
+POLICY_GRADIENT = ("ppo-clip", "reinforce")
+"""Objectives that ask how likely each recorded step was; the others ask how likely a whole sample is."""
+
+
+class ObjectiveConfig(Section):
+    """What is minimised. Each objective has its own fields and defaults; those of others stay null."""
+
+    name: ObjectiveName = "ppo-clip"
+    clip_range: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """PPO's clip of the per-step ratio. Image log-probabilities are means over latent elements, so it is small."""
+    kl_coefficient: Annotated[float, Field(ge=0)] | None = None
+    """Weight of the closed-form KL to the reference model, per step; 0 does not compute it."""
+    temperature: Annotated[float, Field(gt=0)] | None = None
+    """Of ``reward-weighted``: how much better a sample must be, in standardised advantages, to count e times as
+    much."""
+    beta: Annotated[float, Field(gt=0)] | None = None
+    """How strongly a preference objective holds on to the reference; its scale belongs to ``reduction``."""
+    label_smoothing: Annotated[float, Field(ge=0, lt=0.5)] | None = None
+    """Of ``dpo``: share of labels taken to be wrong (conservative DPO)."""
+    flip_probability: Annotated[float, Field(ge=0, lt=0.5)] | None = None
+    """Of ``robust-dpo``: share of labels known to be flipped, whose effect is undone in the mean."""
+    sft_weight: Annotated[float, Field(ge=0)] | None = None
+    """Weight of the winner's own likelihood, times ``beta``: a guard against winners that fall; 0 leaves it out."""
+    loser_safety: Annotated[float, Field(ge=0, le=1)] | None = None
+    """Diffusion-SDPO's guard: the loser's gradient is scaled down where it would raise the winner's error, by this
+    share of the winner's own gradient; null leaves it out."""
+    desirable_weight: Annotated[float, Field(gt=0)] | None = None
+    """Of ``kto``: weight of what was judged good."""
+    undesirable_weight: Annotated[float, Field(gt=0)] | None = None
+    """Of ``kto``: weight of what was judged bad."""
+    baseline: Literal["mismatched", "batch"] | None = None
+    """Of ``kto``: what a drift is compared with: that of samples under another's prompt, or of the batch itself."""
+    draws: Annotated[int, Field(ge=1)] | None = None
+    """(timestep, noise) draws at which a sample's likelihood is asked, in each update."""
+    reduction: Literal["mean"] | None = None
+    """How an image's denoising error is reduced over its latent elements; ``beta`` depends on it."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _own_fields(cls, data: Any) -> Any:
+        name = data.get("name", "ppo-clip") if isinstance(data, Mapping) else None
+        if not isinstance(name, str) or name not in FIELDS:
+            return data
+        own = FIELDS[name]
+        foreign = [field for field in data if field in cls.model_fields and field != "name" and field not in own]
+        if given := [field for field in foreign if data[field] is not None]:
+            raise ValueError(f"{name} has no {given[0]}; it has {', '.join(own)}")
+        return {**own, **{field: value for field, value in data.items() if value is not None or field not in own}}
+
+
+class CreditConfig(Section):
+    """From scores to advantages, for objectives that learn from scores."""
+
+    rule: Literal["batch", "per-prompt", "group", "leave-one-out"] = "per-prompt"
+    clip: float = Field(5.0, gt=0)
+    """Advantages are clipped to ± this."""
+    buffer_size: int = Field(32, ge=2)
+    """Scores that ``per-prompt`` remembers of each prompt."""
+    min_count: int = Field(16, ge=1)
+    """Scores of a prompt below which ``per-prompt`` falls back on the epoch's statistics; at most ``buffer_size``."""
+
+    @model_validator(mode="after")
+    def _fills(self) -> CreditConfig:
+        if self.rule == "per-prompt" and self.buffer_size < self.min_count:
+            raise ValueError(
+                f"buffer_size {self.buffer_size} is below min_count {self.min_count}, so per-prompt would never have"
+                " the scores to use a prompt's own statistics; set min_count to buffer_size or less"
+            )
+        return self
+
+
+class ExperienceConfig(Section):
+    """Where training batches come from."""
+
+    source: Source = "rollouts"
+    """``rollouts`` (fresh samples and their scores), ``best-of-n`` (the best fresh samples of each prompt),
+    ``online-pairs`` (fresh samples, paired and judged), or what was recorded: ``pairs``, ``labels`` (good or bad, one
+    sample each), ``demonstrations``."""
+    path: str | None = None
+    """The recorded file: pairs in the native form (``diffalign preferences convert``), labels as rows, or a folder of
+    images with their prompts."""
+    criterion: str | None = None
+    """Of recorded ``pairs``: which judgements to learn from, where the file has several criteria."""
+    rater: str | None = None
+    """Simulated raters, by name or YAML file: they judge samples of the base model before training (``pairs``,
+    ``labels``), or fresh samples (``online-pairs``), where nobody recorded what people think."""
+    collect: int = Field(512, ge=2)
+    """Pairs or labels that the simulated raters give before training."""
+    keep: list[Annotated[float, Field(gt=0, le=1)]] = Field([0.5, 0.25], min_length=1)
+    """Of ``best-of-n``: share of each prompt's samples that is kept, one number for each pass over the epoch's
+    samples (``trainer.inner_epochs`` repeats the last): ReST's rising threshold, or RAFT's with a single one."""
+
+    @model_validator(mode="after")
+    def _has_data(self) -> ExperienceConfig:
+        if self.source in RECORDED:
+            judged = self.rater is not None and self.source != "demonstrations"
+            if (self.path is None) == (not judged):
+                wanted = "" if self.source == "demonstrations" else ", or experience.rater,"
+                raise ValueError(f"source {self.source} needs experience.path{wanted} and not both")
+        elif self.path is not None:
+            raise ValueError(f"source {self.source} makes its own samples; it has no use for experience.path")
+        if self.rater is not None and self.source in ("rollouts", "best-of-n"):
+            raise ValueError(f"source {self.source} goes by rewards; experience.rater is for pairs and labels")
+        return self
+
+
+def combination_fault(objective: str, source: Source) -> str:
+    """Why an objective cannot learn from a source, with the combinations that exist; empty if it can."""
+    if source in LEARNS_FROM[objective]:
+        return ""
+    fitting = ", ".join(name for name, sources in LEARNS_FROM.items() if source in sources)
+    return (
+        f"objective {objective} learns from {' or '.join(LEARNS_FROM[objective])}, not from {source}: change"
+        f" experience.source, or objective.name to one that does ({fitting})"
+    )
