@@ -12,6 +12,7 @@ import torch
 from apps import build
 from diffalign import prompts as prompt_sources
 from diffalign.config import RunConfig, dump
+from diffalign.methods import POLICY_GRADIENT, RECORDED
 from diffalign.types import Prompt, Rollout, Sample
 from pipelines.diffusion import DiffusionPolicy
 
@@ -24,17 +25,19 @@ def run(recipe: str, overrides: Sequence[str]) -> None:
     train, held_out = prompt_sources.load(config.prompts, config.seed)
     build.judges(config)
     policy = build.policy(config)
-    settings = config.trainer
-    updates = settings.inner_epochs * settings.samples_per_epoch // settings.batch_size
     trained = sum(p.numel() for p in policy.trainable().values())
     size = sum(p.numel() for p in policy.family.denoiser.parameters())
     sampled, measured, evaluated = images(config, len(held_out))
+    experience = config.experience.source
+    if config.experience.rater is not None:
+        experience += f", judged by the simulated raters {config.experience.rater}"
     for label, value in {
         "model": f"{config.model}, {size / 1e6:.2f} M parameters in the denoiser",
         "trained parameters": f"{trained:,}",
         "device": f"{policy.device}, {config.precision}",
         "prompts": f"{len(train)} to train on, {len(held_out)} held out",
-        "updates per epoch": f"{updates} (each over {settings.batch_size} samples)",
+        "method": f"{config.objective.name} from {experience}",
+        "updates per epoch": updates(config),
         "images to generate": f"{sampled} in training, {measured} measured on the way, {evaluated} to evaluate",
         "denoiser calls": f"{calls(config, len(held_out)):,} (image x step x guidance branch, forward)",
         "memory estimate": f"{memory(policy, config) / 2**20:.0f} MiB, of {_available(policy.device) / 2**20:.0f}",
@@ -44,24 +47,58 @@ def run(recipe: str, overrides: Sequence[str]) -> None:
     click.echo("\n" + dump(config), nl=False)
 
 
+def updates(config: RunConfig) -> str:
+    """Updates of an epoch; what is not known before sampling is an upper bound."""
+    settings, source = config.trainer, config.experience.source
+    count = settings.inner_epochs * math.ceil(items(config) / settings.batch_size)
+    most = "at most " if source in ("best-of-n", "online-pairs") else ""
+    return f"{most}{count} (each over {settings.batch_size} {'pairs' if source.endswith('pairs') else 'samples'})"
+
+
+def items(config: RunConfig) -> int:
+    """Samples or pairs that an epoch trains on, at most."""
+    settings, wanted = config.trainer, config.experience
+    if wanted.source == "online-pairs":
+        groups = settings.samples_per_epoch // settings.samples_per_prompt
+        return groups if wanted.rater is None else groups * (settings.samples_per_prompt // 2)
+    if wanted.source == "best-of-n":
+        return math.ceil(settings.samples_per_epoch * max(wanted.keep))
+    return settings.samples_per_epoch
+
+
 def images(config: RunConfig, held_out: int) -> tuple[int, int, int]:
     """Images sampled to train on, to measure on the way (``evaluation.every``), and for before and after."""
-    epochs, every = config.trainer.epochs, config.evaluation.every
+    epochs, every, wanted = config.trainer.epochs, config.evaluation.every, config.experience
     moments = max(0, epochs - 1) // every if every else 0
     sampled = epochs * config.trainer.samples_per_epoch
+    if wanted.source in RECORDED:
+        sampled = wanted.collect * (2 if wanted.source == "pairs" else 1) if wanted.rater is not None else 0
     return sampled, moments * held_out, 2 * held_out * config.evaluation.seeds_per_prompt
 
 
 def calls(config: RunConfig, held_out: int) -> int:
-    """Forward passes of one image through the denoiser: sampling, replays, and the reference's answers for the KL."""
+    """Forward passes of one image through the denoiser: sampling, training, and the reference's answers."""
     sampled, measured, evaluated = images(config, held_out)
-    replayed = sampled * config.trainer.inner_epochs * config.trainer.timestep_fraction
-    if config.objective.kl_coefficient:
-        replayed *= 2
     # The distance replays two batches of the evaluation, by the model and by its reference.
     compared = 2 * min(evaluated // 2, 2 * config.sampler.batch_size)
     branches = 1 if config.sampler.guidance_scale == 1 else 2
-    return int((sampled + replayed + measured + evaluated + compared) * config.sampler.steps * branches)
+    steps = (sampled + measured + evaluated + compared) * config.sampler.steps * branches
+    return int(steps + learning_calls(config) * config.trainer.epochs * config.trainer.inner_epochs)
+
+
+def learning_calls(config: RunConfig) -> float:
+    """Forward passes of one pass over an epoch's experience, backward passes aside."""
+    objective, settings = config.objective, config.trainer
+    if objective.name in POLICY_GRADIENT:
+        branches = (1 if config.sampler.guidance_scale == 1 else 2) * (2 if objective.kl_coefficient else 1)
+        return settings.samples_per_epoch * config.sampler.steps * settings.timestep_fraction * branches
+    asked = items(config) * (objective.draws or 1)
+    if config.experience.source.endswith("pairs") and objective.name != "sft":
+        asked *= 2
+    if objective.name in ("sft", "reward-weighted"):
+        return asked
+    # Policy and reference; KTO's baseline asks both once more.
+    return asked * (4 if objective.name == "kto" else 2)
 
 
 def memory(policy: DiffusionPolicy, config: RunConfig) -> int:
@@ -76,7 +113,8 @@ def memory(policy: DiffusionPolicy, config: RunConfig) -> int:
     weights: int = sum(p.numel() * p.element_size() for module in modules for p in module.parameters())
     trained = sum(3 * p.numel() * FLOAT32 for p in policy.trainable().values())
     latent = math.prod(policy.family.latent_shape) * FLOAT32
-    stored = config.trainer.samples_per_epoch * (config.sampler.steps + 1) * latent
+    steps = config.sampler.steps + 1 if config.objective.name in POLICY_GRADIENT else 1
+    stored = config.trainer.samples_per_epoch * steps * latent
     return weights + trained + stored + _activations(policy) * config.trainer.micro_batch_size
 
 
