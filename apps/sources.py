@@ -89,6 +89,9 @@ def recorded_pairs(path: Path, criterion: str | None, held_out: Sequence[Prompt]
         kept = [i for i in kept if criteria[i] == criterion]
         if not kept:
             raise InputError(f"{path} has no judgement by {criterion!r}; it has {', '.join(there)}")
+    labels = table.labels()
+    if all(labels[i] == 0.5 for i in kept):
+        raise InputError(f"{path}: all {len(kept)} pairs are ties, so none says what is better")
     return RecordedPairs(table, kept, table.modality)
 
 

@@ -203,8 +203,15 @@ class Table:
         """What was judged in each row; reads no image."""
         if "criterion" not in self._file.schema_arrow.names:
             return ["overall"] * len(self)
-        batches = self._file.iter_batches(1024, columns=["criterion"])
-        return [row or "overall" for batch in batches for row in batch.column(0).to_pylist()]
+        return [value or "overall" for value in self._column("criterion")]
+
+    def labels(self) -> list[float]:
+        """The label of each row; reads no image."""
+        return self._column("label")
+
+    def _column(self, name: str) -> list[Any]:
+        batches = self._file.iter_batches(1024, columns=[name])
+        return [value for batch in batches for value in batch.column(0).to_pylist()]
 
     def groups(self) -> list[str]:
         """What each row belongs to when the file is split (see ``splitting``); reads no image."""
