@@ -44,6 +44,8 @@ def of_reward(spec: str) -> str:
 
 
 def _code(name: str) -> str:
+    if name.startswith(("http://", "https://")):
+        return NOT_HASHED
     if name in REWARDS:
         return f"diffalign {version('diffalign')}"
     place = name.rpartition(":")[0]

@@ -13,14 +13,21 @@ import yaml
 from apps.build import recipes
 
 OBJECTIVES = {
-    "ppo-clip": "importance-weighted, clipped per denoising step (DDPO-IS; with group credit, GRPO)",
-    "reinforce": "score function, one update per rollout (DDPO-SF)",
+    "ppo-clip": "from scores: importance-weighted, clipped per denoising step (DDPO-IS; with group credit, GRPO)",
+    "reinforce": "from scores: score function, one update per rollout (DDPO-SF)",
+    "reward-weighted": "from scores: imitate fresh samples, the better ones more (RWR)",
+    "dpo": "from pairs: Diffusion-DPO, with soft labels, label_smoothing (conservative DPO) and guards",
+    "robust-dpo": "from pairs: DPO that undoes a known share of flipped labels",
+    "ipo": "from pairs: towards a finite margin",
+    "hinge": "from pairs: a margin and then no gradient (SLiC)",
+    "kto": "from thumbs up and down, or both sides of pairs (Diffusion-KTO)",
+    "sft": "from samples to imitate: demonstrations, the best of n (RAFT, ReST), winners of pairs",
 }
 
 
 def show(what: str) -> None:
     """Prints one of the lists."""
-    entries = {"recipes": _recipes, "models": _models, "rewards": _rewards, "assets": dict}.get(what)
+    entries = {"recipes": _recipes, "models": _models, "rewards": _rewards, "assets": _assets}.get(what)
     found = OBJECTIVES if entries is None else entries()
     if not found:
         click.echo(f"there are no {what} in this version")
@@ -52,6 +59,12 @@ def _rewards() -> dict[str, str]:
     from rewards.registry import names
 
     return dict(names())
+
+
+def _assets() -> dict[str, str]:
+    from apps.fetch import listed
+
+    return listed()
 
 
 def doctor() -> int:

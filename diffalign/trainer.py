@@ -84,6 +84,7 @@ class Trainer:
         self.tracker = _tracker(self.credit)
         self.epoch = 0
         self.updates = 0
+        self._sampling = False
         self._interrupted = threading.Event()
 
     def _check_capabilities(self) -> None:
@@ -108,7 +109,7 @@ class Trainer:
         total = self.settings.epochs if epochs is None else epochs
         with self._interruptible():
             while self.epoch < total:
-                gathered = self.gather()
+                gathered = self._gathered()
                 started = time.perf_counter()
                 lesson = self.lesson(gathered.experience)
                 metrics = {**gathered.metrics, **self.update(lesson)}
@@ -131,6 +132,15 @@ class Trainer:
             if self._interrupted.is_set():
                 raise Interrupted
 
+    def _gathered(self) -> Gathered:
+        """One epoch's experience. Where a reward or judge fails for good, the epochs before are saved first."""
+        try:
+            return self.gather()
+        except BaseException:
+            if self.epoch and not self._sampling:
+                self.save()
+            raise
+
     def moment(self) -> Epoch:
         """What a source may use of the loop, at this epoch."""
         return Epoch(self.epoch, self.seed, self.settings, self.sample, first=self.updates == 0)
@@ -144,6 +154,7 @@ class Trainer:
         count, size = len(prompts), self.policy.batch_size
         seeds = [derive(self.seed, "sample", self.epoch, i) for i in range(count)]
         parts = []
+        self._sampling = True
         for i in range(0, count, size):
             if self._interrupted.is_set():
                 self.save()
@@ -153,6 +164,7 @@ class Trainer:
                 checks.rollout_has_likelihood(parts[0])
                 checks.ratio_is_one(self.policy, parts[0], self.precision, self.objective.clip_range)
             self.on_progress("sampling", min(i + size, count), count)
+        self._sampling = False
         return _joined(parts)
 
     def _sampled(self, prompts: Sequence[Prompt], seeds: Sequence[int]) -> Rollout:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -17,7 +17,7 @@ from diffalign.errors import ConfigError, InputError, RefusedError
 from diffalign.experience import Rollouts
 from diffalign.runs import Run
 from diffalign.trainer import Trainer
-from diffalign.types import Rollout, StepLikelihood
+from diffalign.types import Rollout, Sample, Scores, StepLikelihood
 from pipelines.diffusion import DiffusionPolicy
 from tests.test_trainer import CONFIG, PROMPTS, Brightness, Constant, Target, WalkPolicy, image_trainer, walk
 
@@ -31,6 +31,33 @@ def test_a_reward_that_cannot_teach_is_refused(value: float, reason: str) -> Non
     with pytest.raises(RefusedError, match=reason):
         trainer.train()
     assert not trainer.policy.mean.any()  # type: ignore[attr-defined]
+
+
+class Dying(Target):
+    """Works twice, and then no more, as a server that is gone."""
+
+    calls = 0
+
+    def __call__(self, samples: Sequence[Sample]) -> Scores:
+        self.calls += 1
+        if self.calls > 2:
+            raise RefusedError("the server is gone")
+        return super().__call__(samples)
+
+
+def test_a_reward_that_fails_for_good_costs_no_finished_epoch(tmp_path: Path) -> None:
+    run = Run.create(tmp_path / "run", parse(CONFIG))
+    trainer = walk(epochs=5, checkpoint_every=100)
+    trainer.run, trainer.source.reward = run, Dying()  # type: ignore[attr-defined]
+    with pytest.raises(RefusedError, match="the server is gone"):
+        trainer.train()
+    assert [path.name for path in run.checkpoints()] == ["step-2"]
+    resumed, straight = walk(epochs=5), walk(epochs=5)
+    resumed.run = run
+    assert resumed.resume()
+    resumed.train()
+    straight.train()
+    assert torch.equal(resumed.policy.mean, straight.policy.mean)  # type: ignore[attr-defined]
 
 
 def test_a_reward_that_became_perfect_is_no_fault() -> None:
