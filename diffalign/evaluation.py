@@ -29,6 +29,8 @@ FEWEST_PROMPTS = 5
 """Below this many prompts there is no interval: resampling so few says nothing of the others."""
 MARGIN = 0.02
 """How far a part of what was trained on must fall to raise the alarm: 2 points of a fraction, else 2 % of its mean."""
+LEAST = 0.002
+"""The same of a part of what was not trained on: many samples make a fall certain that nobody could see."""
 
 
 @dataclass(frozen=True)
@@ -321,13 +323,14 @@ def _conclusion(evaluation: Evaluation, alarms: Sequence[str]) -> str:
 
 
 def _matters(evaluation: Evaluation, name: str, fall: float) -> bool:
-    """Whether a clear fall raises the alarm: always, but for a small one of a part of what was trained on."""
+    """Whether a clear fall raises the alarm: of a whole measure always, of a part if it is not too small."""
     measure = evaluation.measures[name]
-    if not measure.trained_on or name == evaluation.main:
+    if name == evaluation.main or (not measure.trained_on and "/" not in name):
         return True
     values = np.concatenate([measure.before[measure.known()], measure.after[measure.known()]])
     fraction = bool((values >= 0).all() and (values <= 1).all())
-    return fall > MARGIN * (1.0 if fraction else float(np.abs(measure.before[measure.known()]).mean()))
+    margin = MARGIN if measure.trained_on else LEAST
+    return fall > margin * (1.0 if fraction else float(np.abs(measure.before[measure.known()]).mean()))
 
 
 def _moved(evaluation: Evaluation, name: str, change: float) -> str:

@@ -133,6 +133,16 @@ def test_four_prompts_have_no_interval_and_decide_nothing() -> None:
         (evaluation(**{"main": flat(0, 1, True), "main/kB": flat(-50, -50.5, True)}), False, "cannot be ruled out"),
         (evaluation(**{"main": flat(0, 1, True), "main/kB": flat(-50, -52, True)}), True, "main/kB"),
         (evaluation(**{"main": flat(0, 1, True), "main/kB": flat(9, 8, True, better=False)}), False, "ruled out"),
+        (
+            evaluation(**{"main": flat(0, 1, True), "j": flat(0.9, 0.9, False), "j/a": flat(0.9, 0.899, False)}),
+            False,
+            "No sign of over-optimisation",
+        ),
+        (
+            evaluation(**{"main": flat(0, 1, True), "j": flat(0.9, 0.9, False), "j/a": flat(0.9, 0.897, False)}),
+            True,
+            "j/a, which was not trained on, fell by 0.003",
+        ),
         (evaluation(one=flat(0.5, 0.3, False), two=flat(0, 1, False)), True, "Clearly worse: one fell by 0.2."),
         (evaluation(one=flat(0.3, 0.3, False)), False, "Nothing that was measured got clearly worse."),
     ],
