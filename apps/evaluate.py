@@ -57,7 +57,7 @@ def trained_on(model: str, config: RunConfig, judges: build.Judges) -> Collectio
     """Names of the rewards that training saw: by the run's own configuration, and none where there was no training."""
     if not is_run(model):
         return ()
-    own = build.configuration(model)
+    own = build.resolved(build.configuration(model), Path(model).expanduser())
     return judges.trained_on if own.rewards == config.rewards else build.judges(own).trained_on
 
 
@@ -74,7 +74,7 @@ def configuration(model: str, against: str | None, overrides: Sequence[str]) -> 
     """The configuration of the run that is evaluated, or that it is compared with, or a default for two models."""
     for name in (model, against):
         if name and is_run(name):
-            return build.configuration(name, overrides)
+            return build.resolved(build.configuration(name, overrides), Path(name).expanduser())
     defaults = build.recipes().get(f"{model.removeprefix('embedded:')}-ddpo")
     if defaults is None:
         raise ConfigError(

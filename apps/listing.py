@@ -36,7 +36,10 @@ def show(what: str) -> None:
 
 
 def _recipes() -> dict[str, str]:
-    return {name: _first_comment(path) for name, path in recipes().items()}
+    from apps.reward_fit import RECIPES
+
+    fits = {f"{path.stem} (reward fit)": _first_comment(path) for path in sorted(RECIPES.glob("*.yaml"))}
+    return {name: _first_comment(path) for name, path in recipes().items()} | fits
 
 
 def _first_comment(path: Path) -> str:

@@ -76,7 +76,7 @@ def _file(config: RunConfig) -> Path | None:
 def recorded_pairs(path: Path, criterion: str | None, held_out: Sequence[Prompt], say: Say) -> RecordedPairs:
     """The pairs of a native file that were judged by a criterion, and whose prompts are not held out."""
     table = preferences.Table(path)
-    kept = _apart(table.prompts(), held_out)
+    kept = apart(table.prompts(), held_out)
     _say_left_out(say, path, "pairs", len(table), len(kept))
     criteria = table.criteria()
     there = sorted({criteria[i] for i in kept})
@@ -102,7 +102,7 @@ def recorded_labels(path: Path, held_out: Sequence[Prompt], say: Say) -> Recorde
         if isinstance(row, Broken):
             raise InputError(f"{path}: {row}")
         found.append(row)
-    kept = _apart([sample.prompt for sample, _ in found], held_out)
+    kept = apart([sample.prompt for sample, _ in found], held_out)
     _say_left_out(say, path, "labels", len(found), len(kept))
     return Recorded([found[i][0] for i in kept], [found[i][1] for i in kept])
 
@@ -119,12 +119,12 @@ def demonstrations(folder: Path, held_out: Sequence[Prompt], say: Say) -> Record
     names = sorted(asked)
     if missing := [name for name in names if not (folder / name).is_file()]:
         raise InputError(f"{folder} lacks {len(missing)} of {len(names)} images that it lists, {missing[0]} first")
-    kept = [names[i] for i in _apart([asked[name] for name in names], held_out)]
+    kept = [names[i] for i in apart([asked[name] for name in names], held_out)]
     _say_left_out(say, folder, "images", len(names), len(kept))
     return Recorded([Sample(asked[name], image=images.load(folder / name)) for name in kept])
 
 
-def _apart(prompts: Sequence[Prompt], held_out: Sequence[Prompt]) -> list[int]:
+def apart(prompts: Sequence[Prompt], held_out: Sequence[Prompt]) -> list[int]:
     """Numbers of the prompts that are not held out: neither by case or id, nor by text."""
     groups = {preferences.group(prompt) for prompt in held_out}
     texts = {_plain(prompt) for prompt in held_out}
@@ -148,18 +148,34 @@ def _say_left_out(say: Say, path: Path, what: str, there: int, kept: int) -> Non
 def collected_pairs(
     config: RunConfig, policy: Policy, prompts: Sequence[Prompt], directory: Run, progress: Progress
 ) -> Path:
-    """``preferences.parquet`` of the run: pairs of the base model's samples, judged by the simulated raters."""
+    """``preferences.parquet`` of the run: pairs of the base model's samples, judged overall by the simulated raters."""
+    wanted = config.experience
     path = directory.path / "preferences.parquet"
-    if not path.exists():
-        raters = SimulatedRaters.load(config.experience.rater or "")
-
-        def judged() -> Iterator[Preference]:
-            for i, samples in _sampled(config, policy, prompts, 2, progress):
-                pairs = list(zip(samples[::2], samples[1::2], strict=True))
-                yield from raters.judge(pairs, derive(config.seed, "judge", i), [OVERALL])
-
-        preferences.write(path, judged())
+    judge_pairs(path, wanted.rater or "", wanted.collect, [OVERALL], config.seed, policy, prompts, progress)
     return path
+
+
+def judge_pairs(
+    path: Path,
+    rater: str,
+    count: int,
+    criteria: Sequence[str] | None,
+    seed: int,
+    policy: Policy,
+    prompts: Sequence[Prompt],
+    progress: Progress,
+) -> None:
+    """Writes what simulated raters say of pairs of the base model's samples, unless the file is there already."""
+    if path.exists():
+        return
+    raters = SimulatedRaters.load(rater)
+
+    def judged() -> Iterator[Preference]:
+        for i, samples in _sampled(policy, prompts, 2, count, seed, progress):
+            pairs = list(zip(samples[::2], samples[1::2], strict=True))
+            yield from raters.judge(pairs, derive(seed, "judge", i), criteria)
+
+    preferences.write(path, judged())
 
 
 def collected_labels(
@@ -171,7 +187,7 @@ def collected_labels(
         return path
     raters = SimulatedRaters.load(config.experience.rater or "")
     rows = []
-    for i, samples in _sampled(config, policy, prompts, 1, progress):
+    for i, samples in _sampled(policy, prompts, 1, config.experience.collect, config.seed, progress):
         good = raters.good(samples, derive(config.seed, "judge", i))
         for sample, label in zip(samples, good, strict=True):
             assert sample.image is not None
@@ -188,14 +204,14 @@ def collected_labels(
 
 
 def _sampled(
-    config: RunConfig, policy: Policy, prompts: Sequence[Prompt], each: int, progress: Progress
+    policy: Policy, prompts: Sequence[Prompt], each: int, count: int, seed: int, progress: Progress
 ) -> Iterator[tuple[int, Sequence[Sample]]]:
-    """Samples of the base model, ``each`` of a prompt at a time, prompts in turn."""
-    count, size = config.experience.collect, max(1, policy.batch_size // each)
+    """Samples of the base model, ``each`` of a prompt at a time and ``count`` times, prompts in turn."""
+    size = max(1, policy.batch_size // each)
     for i in range(0, count, size):
         numbers = range(i, min(i + size, count))
         asked = [prompts[number % len(prompts)] for number in numbers for _ in range(each)]
-        seeds = [derive(config.seed, "collect", number, k) for number in numbers for k in range(each)]
+        seeds = [derive(seed, "collect", number, k) for number in numbers for k in range(each)]
         with policy.reference():
             yield i, policy.rollout(asked, seeds).samples
         progress("collecting judgements", numbers.stop, count)

@@ -23,11 +23,13 @@ from diffalign.methods import (
     CreditConfig,
     ExperienceConfig,
     ObjectiveConfig,
+    RewardModelConfig,
     combination_fault,
 )
 from diffalign.section import Section
 
 __all__ = [
+    "FITTED",
     "AdapterConfig",
     "CreditConfig",
     "EvaluationConfig",
@@ -35,14 +37,23 @@ __all__ = [
     "ObjectiveConfig",
     "PromptsConfig",
     "RewardConfig",
+    "RewardModelConfig",
     "RunConfig",
     "SamplerConfig",
     "Section",
     "TrainerConfig",
+    "apply_override",
     "dump",
+    "field_lines",
     "load",
     "parse",
+    "standing_at",
+    "yaml_problem",
 ]
+
+
+FITTED = "folder=fitted"
+"""How a reward names the reward model that the run itself fits first."""
 
 
 class RewardConfig(Section):
@@ -169,6 +180,7 @@ class RunConfig(Section):
     adapter: AdapterConfig | None = AdapterConfig()
     """The LoRA to train; null trains every weight of the denoiser."""
     sampler: SamplerConfig = SamplerConfig()
+    fit: RewardModelConfig | None = None
     experience: ExperienceConfig = ExperienceConfig()
     objective: ObjectiveConfig = ObjectiveConfig()
     credit: CreditConfig = CreditConfig()
@@ -184,6 +196,12 @@ class RunConfig(Section):
         source, objective = self.experience.source, self.objective.name
         if fault := combination_fault(objective, source):
             raise ValueError(fault)
+        named = any(FITTED in spec for spec in [*(entry.reward for entry in self.rewards), *self.evaluation.rewards])
+        if named != (self.fit is not None):
+            raise ValueError(
+                f"a reward names {FITTED}, but there is no section fit that says what to fit it to" if named else
+                f"fit: no reward names what it fits; write one as clinician?{FITTED} or preference?{FITTED}"
+            )  # fmt: skip
         if not self.rewards and source not in RECORDED and self.experience.rater is None:
             raise ValueError(f"rewards: there is none, and source {source} learns from them; name one at least")
         if self.rewards and (source in RECORDED or self.experience.rater is not None):
@@ -234,12 +252,12 @@ def load(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
     except (yaml.YAMLError, ValueError) as error:  # a ValueError is of a date that does not exist
         mark = getattr(error, "problem_mark", None)
         where = f"{path}:{mark.line + 1}" if mark else str(path)
-        raise ConfigError(f"{where}: not valid YAML: {_problem(error)}") from None
+        raise ConfigError(f"{where}: not valid YAML: {yaml_problem(error)}") from None
     if not isinstance(data, dict):
         raise ConfigError(f"{path}: a configuration is a mapping of fields, such as 'model: embedded:emoji'")
-    origin = {field: f"{path}:{line}" for field, line in _lines(node).items()}
+    origin = {field: f"{path}:{line}" for field, line in field_lines(node).items()}
     for override in overrides:
-        _override(data, override, origin)
+        apply_override(data, override, origin)
     return parse(data, origin)
 
 
@@ -257,7 +275,8 @@ def dump(config: RunConfig) -> str:
     return text
 
 
-def _override(data: dict[str, Any], override: str, origin: dict[str, str]) -> None:
+def apply_override(data: dict[str, Any], override: str, origin: dict[str, str]) -> None:
+    """Changes one field of plain data, as ``--set A.B=C`` says; ``origin`` is told where it came from."""
     field, equals, value = override.partition("=")
     if not equals or not field.strip():
         raise ConfigError(f"--set {override}: write it as field=value, such as trainer.epochs=20")
@@ -294,7 +313,7 @@ def _value(text: str, override: str) -> Any:
             return yaml.safe_load(_QUESTION.sub(r'"\g<0>"', text))
         except (yaml.YAMLError, ValueError) as error:
             raise ConfigError(
-                f"--set {override}: not valid YAML: {_problem(error)}; quote each text, as in"
+                f"--set {override}: not valid YAML: {yaml_problem(error)}; quote each text, as in"
                 """ --set 'rewards=["brain-mr-checker?graded=true"]'"""
             ) from None
     # YAML 1.1 reads 1e-4 as text: it wants a dot before the exponent.
@@ -308,7 +327,8 @@ _QUESTION = re.compile(r"""(?<![^\s\[{,])[^\s\[\]{},'"?]+\?[^\s\[\]{},'"]+""")
 """An unquoted reward with arguments: inside brackets YAML takes its question mark for a sign of its own."""
 
 
-def _problem(error: Exception) -> str:
+def yaml_problem(error: Exception) -> str:
+    """What YAML found wrong, in its own words."""
     return str(getattr(error, "problem", None) or error).partition("\n")[0]
 
 
@@ -318,7 +338,7 @@ def _index(key: str, items: list[Any], override: str) -> int:
     raise ConfigError(f"--set {override}: {key!r} is not an index from 0 to {len(items) - 1}")
 
 
-def _lines(node: yaml.Node | None, prefix: str = "") -> dict[str, int]:
+def field_lines(node: yaml.Node | None, prefix: str = "") -> dict[str, int]:
     """The 1-based line of every dotted field below a YAML node."""
     lines: dict[str, int] = {}
     children: list[tuple[str, yaml.Node, int]] = []
@@ -328,7 +348,7 @@ def _lines(node: yaml.Node | None, prefix: str = "") -> dict[str, int]:
         children = [(str(i), value, value.start_mark.line) for i, value in enumerate(node.value)]
     for key, value, line in children:
         lines[f"{prefix}{key}"] = line + 1
-        lines |= _lines(value, f"{prefix}{key}.")
+        lines |= field_lines(value, f"{prefix}{key}.")
     return lines
 
 
@@ -345,13 +365,14 @@ def _sentence(error: ValidationError, origin: Mapping[str, str]) -> str:
         ]
         stands = f" ({origin[full[0]]})" if full and full[0] in origin and not origin[full[0]].startswith("--") else ""
         hint = f"; did you mean {full[0]}{stands}?" if full else f"; fields here: {', '.join(known)}"
-        return f"{_where(dotted, origin)}unknown field {dotted}{hint}"
+        return f"{standing_at(dotted, origin)}unknown field {dotted}{hint}"
     reason = str(first["msg"]).removeprefix("Value error, ")
     given = "" if first["type"] in ("value_error", "missing") else f" (given: {first['input']!r})"
-    return f"{_where(dotted, origin)}{dotted + ': ' if dotted else ''}{reason[0].lower() + reason[1:]}{given}"
+    return f"{standing_at(dotted, origin)}{dotted + ': ' if dotted else ''}{reason[0].lower() + reason[1:]}{given}"
 
 
-def _where(dotted: str, origin: Mapping[str, str]) -> str:
+def standing_at(dotted: str, origin: Mapping[str, str]) -> str:
+    """Where a dotted field stands, with a colon, for the start of a message; empty if that is not known."""
     while dotted and dotted not in origin:
         dotted = dotted.rpartition(".")[0]
     return f"{origin[dotted]}: " if dotted else ""

@@ -151,6 +151,27 @@ class ExperienceConfig(Section):
         return self
 
 
+class RewardModelConfig(Section):
+    """A reward model that the run fits before it trains; rewards name it by ``folder=fitted``."""
+
+    preferences: str | None = None
+    """The pairs that people judged: a file or folder of any known format."""
+    rater: str | None = None
+    """Simulated raters in their place, by name or YAML file: they judge samples of the base model."""
+    collect: int = Field(512, ge=2)
+    """Pairs that the simulated raters judge."""
+    criteria: list[str] | None = None
+    """What the reward model learns, each criterion by heads of its own; null is every criterion there is."""
+    ensemble: int = Field(5, ge=1, le=100)
+    """Heads for each criterion; what they disagree on is what the reward model does not know."""
+
+    @model_validator(mode="after")
+    def _has_data(self) -> RewardModelConfig:
+        if (self.preferences is None) == (self.rater is None):
+            raise ValueError("it needs fit.preferences or fit.rater, and not both")
+        return self
+
+
 def combination_fault(objective: str, source: Source) -> str:
     """Why an objective cannot learn from a source, with the combinations that exist; empty if it can."""
     if source in LEARNS_FROM[objective]:

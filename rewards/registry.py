@@ -24,10 +24,30 @@ REWARDS: dict[str, tuple[str, str]] = {
         "rewards.brain_mr_checker:BrainMRChecker",
         "share of a brain-mr prompt's attributes that the image has",
     ),
+    "hidden-utility": ("rewards.rater:hidden_utility", "what simulated raters want, noise-free (rater=, criterion=)"),
+    "preference": (
+        "rewards.preference:PreferenceReward",
+        "what people's choices taught; folder= is what `diffalign reward fit` wrote",
+    ),
+    "clinician": (
+        "rewards.clinician:ClinicianReward",
+        "the same, cautious: lower confidence bounds per criterion, NaN far from its data (folder=)",
+    ),
+    "aesthetic": ("rewards.aesthetic:AestheticReward", "rating of the look of an image, LAION's (weights=, clip=)"),
+    "pickscore": ("rewards.pickscore:PickScoreReward", "which image of a prompt people pick (model=)"),
+    "hpsv2": ("rewards.hpsv2:HPSv2Reward", "Human Preference Score (version=2.0 or 2.1, weights=)"),
+    "imagereward": ("rewards.imagereward:ImageReward", "ImageReward of image and prompt (weights=, tokenizer=)"),
+    "biomedclip": ("rewards.biomedclip:BiomedClipReward", "cosine of a medical image and its text (model=)"),
+    "xray-findings": (
+        "rewards.xray:XrayFindings",
+        "whether a chest X-ray has the findings of its prompt, and not those it rules out (weights=)",
+    ),
+    "mr-artefact": (
+        "rewards.mr_artefacts:MRArtefact",
+        "how free of motion artefacts an MR slice is, by a rater of others (`diffalign fetch mr-artefacts`)",
+    ),
 }
 """Per name: the class as ``module:attr``, and one line about it."""
-
-_LATER = ("aesthetic", "clinician", "preference")
 
 
 def names() -> dict[str, str]:
@@ -36,12 +56,12 @@ def names() -> dict[str, str]:
 
 
 def load(spec: str) -> Reward:
-    """The reward that ``NAME``, ``NAME?arg=value&…``, ``path/to/file.py:attr`` or ``module:attr`` names."""
+    """The reward that ``NAME``, ``NAME?arg=value&…``, ``path/to/file.py:attr``, ``module:attr`` or an address names."""
     if spec.startswith(("http://", "https://")):
-        raise ConfigError(f"the reward {spec!r} is not available in this version: there are no remote rewards yet")
+        from rewards import remote
+
+        return remote.load(spec)
     name, arguments = split(spec)
-    if name in _LATER:
-        raise ConfigError(f"the reward {name!r} is not available in this version; there are {', '.join(REWARDS)}")
     if name in REWARDS:
         module, _, attribute = REWARDS[name][0].partition(":")
         kind: type[Reward] = getattr(import_module(module), attribute)

@@ -149,6 +149,47 @@ def test_the_plan_of_a_preference_run(desk: Path) -> None:
     assert "2 (each over 4 pairs)" in result.output
 
 
+def test_a_run_fits_its_own_reward_first(desk: Path) -> None:
+    """Its configuration names the reward as ``fitted``, so it can be repeated elsewhere; a finished fit is kept."""
+    data = yaml.safe_load((desk / "run.yaml").read_text())
+    data |= {
+        "rewards": ["preference?folder=fitted"],
+        "fit": {"rater": "emoji", "collect": 60, "criteria": ["overall"], "ensemble": 2},
+        "prompts": {"source": "emoji", "train": 20, "held_out": 5},
+    }
+    data["evaluation"] = {"rewards": ["hidden-utility?rater=emoji"], "seeds_per_prompt": 1}
+    (desk / "loop.yaml").write_text(yaml.safe_dump(data, sort_keys=False))
+    result = diffalign("align", "loop.yaml")
+    assert result.exit_code == 0, result.output
+    run = desk / "runs" / "loop"
+    assert (run / "reward" / "reward.json").is_file() and (run / "reward-card.html").is_file()
+    assert "preference?folder=fitted" in (run / "config.yaml").read_text()
+    evaluation = json.loads((run / "evaluation.json").read_text())["rewards"]
+    assert evaluation["preference"]["trained_on"] and not evaluation["hidden-utility"]["trained_on"]
+    before = (run / "reward" / "heads.safetensors").read_bytes()
+    more = diffalign("align", "loop.yaml", "--resume", "--out", str(run))
+    assert more.exit_code == 0 and (run / "reward" / "heads.safetensors").read_bytes() == before
+    assert diffalign("evaluate", str(run), "--out", "again").exit_code == 0
+    for change, message in ((["--set", "fit=null"], "a reward names folder=fitted, but there is no section fit"),):
+        refused = diffalign("align", "loop.yaml", *change)
+        assert refused.exit_code == 2 and message in refused.stderr
+
+
+def test_a_reward_model_sees_no_pair_of_a_held_out_prompt(desk: Path) -> None:
+    preferences.write(desk / "recorded", pairs(120))
+    data = yaml.safe_load((desk / "run.yaml").read_text())
+    data |= {
+        "rewards": ["preference?folder=fitted"],
+        "fit": {"preferences": "recorded", "ensemble": 2},
+        "prompts": {"source": "prompts.txt", "train": 3, "held_out": 1},
+    }
+    (desk / "loop.yaml").write_text(yaml.safe_dump(data, sort_keys=False))
+    result = diffalign("align", "loop.yaml", "--set", "trainer.epochs=0")
+    assert "30 pairs are of held-out prompts, and left out of the reward model" in result.output, result.output
+    seen = {p.prompt.text for p in preferences.Table(desk / "runs" / "loop" / "preferences.parquet")}
+    assert len(seen) == 3
+
+
 def broken_labels(desk: Path) -> None:
     (desk / "recorded").write_text('{"prompt": "a", "image": "nowhere.png", "label": true}\n')
 

@@ -1,0 +1,151 @@
+"""``diffalign reward fit``: from pairs that people judged to a reward model, and the card that says how good it is."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.console import Console
+from rich.table import Table
+
+from apps import hashes, reward_fit_card
+from apps.progress import Status
+from diffalign.errors import ConfigError, NotFoundError
+from diffalign.preferences import read
+from diffalign.runs import environment, require_empty, unused_folder, write_text
+from rewards import fit_data, fit_measure, fit_model
+from rewards.clip import EMBEDDED, ClipReward
+from rewards.fit import Fitted, check, fit
+from rewards.fit_config import FitConfig, dump, load
+
+RECIPES = Path(__file__).parent / "fit_recipes"
+
+
+def run(recipe: str, overrides: Sequence[str], out: Path | None) -> None:
+    """Fits, measures, writes the folder and prints the essentials."""
+    config = configuration(recipe, overrides)
+    if config.name == "reward":
+        config = config.model_copy(update={"name": Path(recipe).absolute().stem})
+    path = out or unused_folder(Path("runs") / config.name)
+    require_empty(path, "choose another --out")
+    with Status() as status:
+        card = fit_into(config, path, "card", status)
+    write_text(path / "config.yaml", dump(config))
+    _show(card)
+    for line in card["data"]["defects"]:
+        click.echo(f"broken: {line}", err=True)
+    click.echo(f"reward: preference?folder={path / 'reward'}\ncard:   {path / 'card.html'}")
+
+
+def fit_into(config: FitConfig, folder: Path, card_name: str, status: Status) -> dict[str, Any]:
+    """Fits, and writes ``reward/`` and the card, as ``card_name`` with three suffixes, into a folder; returns the card.
+
+    Nothing is written before all is fitted and measured.
+    """
+    pairs = read(config.preferences)
+    encoder = ClipReward(config.encoder, device=config.device)
+    study = fit_data.gather(pairs, encoder, config.criteria, config.pixel_statistics, status)
+    criteria = config.criteria or sorted(set(study.criterion))
+    parts = fit_data.divide(study, config.held_out, config.seed)
+    for criterion in criteria:
+        check_parts(study, parts, criterion, config)
+    fitted = fit_all(study, parts, criteria, config, status)
+    measured = {
+        criterion: fit_measure.measure(study, parts, criterion, fitted[criterion], config, status)
+        for criterion in criteria
+    }
+    origin = config.encoder, encoder_hash(config.encoder)
+    header = fit_model.write(folder / "reward", config.name, origin, encoder, study, parts, fitted, config.seed)
+    card = {
+        "name": config.name,
+        "encoder": {"name": config.encoder, "hash": origin[1]},
+        "data": {"format": pairs.format, "digest": study.digest, "pairs": len(study), **_counts(study)},
+        "held_out": config.held_out,
+        "ensemble": config.ensemble,
+        "domain": header.domain.model_dump(),
+        "criteria": measured,
+        "environment": environment(config.seed, {"encoder": origin[1], "data": study.digest}),
+    }
+    write_text(folder / f"{card_name}.json", json.dumps(card, indent=2, allow_nan=False) + "\n")
+    reward_fit_card.write(folder, card_name, card)
+    return card
+
+
+def in_words(card: Mapping[str, Any]) -> list[str]:
+    """The essentials of a card as sentences: a line a criterion, then what the numbers say."""
+    lines = [
+        f"{name}: accuracy {accuracy}, raters agree {agreement}, best baseline {baseline}, calibration error {error}"
+        for name, _, accuracy, agreement, baseline, error in reward_fit_card.overview(card)
+    ]
+    return [*lines, *reward_fit_card.findings(card)]
+
+
+def configuration(recipe: str, overrides: Sequence[str]) -> FitConfig:
+    """The configuration of a recipe's name, a YAML file, or the folder of an earlier fit."""
+    known = {path.stem: path for path in sorted(RECIPES.glob("*.yaml"))}
+    if recipe in known:
+        return load(known[recipe], overrides)
+    path = Path(recipe).expanduser()
+    if path.is_dir() and (path / "config.yaml").is_file():
+        return load(path / "config.yaml", overrides)
+    if path.suffix in (".yaml", ".yml") or path.exists():
+        return load(path, overrides)
+    raise NotFoundError(f"no recipe {recipe!r} of reward fit; there are {', '.join(known)}; or give a YAML file")
+
+
+def check_parts(study: fit_data.Study, parts: fit_data.Parts, criterion: str, config: FitConfig) -> None:
+    """Refuses a criterion that cannot be learned, stopped or measured, before any work is done."""
+    if config.criteria is not None and len(set(config.criteria)) < len(config.criteria):
+        raise ConfigError(f"criteria: one is named twice: {', '.join(config.criteria)}")
+    for what, rows in (("learn from", parts.train), ("stop by", parts.tune), ("measure on", parts.measure)):
+        check(study, study.rows_of(criterion, rows), criterion, what, side_bias=config.side_bias)
+
+
+def fit_all(
+    study: fit_data.Study, parts: fit_data.Parts, criteria: Sequence[str], config: FitConfig, status: Status
+) -> dict[str, Fitted]:
+    """The heads of every criterion."""
+    return {
+        criterion: fit(
+            study,
+            study.rows_of(criterion, parts.train),
+            study.rows_of(criterion, parts.tune),
+            criterion,
+            config,
+            status,
+        )
+        for criterion in criteria
+    }
+
+
+def encoder_hash(name: str) -> str:
+    """Hash of the files of a local encoder, or the commit of one from the hub."""
+    folder = EMBEDDED if name == "embedded:clip" else Path(name.removeprefix("local-dir:")).expanduser()
+    if folder.is_dir():
+        return hashes.of_folder(folder)
+    return hashes.snapshot(name.removeprefix("hf-hub:").partition("?")[0])
+
+
+def _counts(study: fit_data.Study) -> dict[str, Any]:
+    return {
+        "broken": len(study.broken),
+        "defects": study.broken.lines(),
+        "prompts": len(set(study.group)),
+        "images": len(study.images),
+        "raters": len(set(study.rater) - {""}),
+        "ties": int((study.label == 0.5).sum()),
+    }
+
+
+def _show(card: Mapping[str, Any]) -> None:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for heading in ("criterion", "pairs", "accuracy", "raters agree", "best baseline", "calibration error"):
+        table.add_column(heading, justify="left" if heading == "criterion" else "right")
+    for row in reward_fit_card.overview(card):
+        table.add_row(*row)
+    Console(width=120).print(table)
+    for sentence in reward_fit_card.findings(card):
+        click.echo(sentence)

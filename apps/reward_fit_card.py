@@ -1,0 +1,224 @@
+"""The card of a fitted reward model, ``card.md`` and ``card.html``: both say what ``card.json`` holds."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from markupsafe import Markup
+
+from apps import report, reward_fit_charts
+from diffalign.runs import write_text
+
+UNRELIABLE = 0.3
+"""Reliability below which a rater is named: the mean is 1."""
+ONE_SIDED = 0.7
+"""Side bias, in log-odds, above which a rater is named: two times as often as the other side where nothing differs."""
+LIMITS = (
+    "It predicts what raters like these would choose between two images of one prompt. It does not say that an image is"
+    " good, right or safe.",
+    "Scores of different prompts cannot be compared: pairs say nothing of how good a prompt's images are on the whole.",
+    "The accuracy holds for pairs like those that were judged. A generator that is optimised against this reward leaves"
+    " them, so a rise of this reward alone proves nothing: look at measures that were not trained on.",
+    "It cannot see what its encoder does not see, however many labels there are; all its heads share that blindness,"
+    " and their doubt does not show it.",
+    "It is no medical device. It must not be used to judge images of patients, or to decide on anyone's care.",
+)
+
+
+@dataclass(frozen=True)
+class Section:
+    """A heading, what to know about it, a table, and a chart that only the page shows."""
+
+    heading: str
+    note: str
+    header: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    chart: Markup | None = None
+
+
+def write(folder: Path, name: str, card: Mapping[str, Any]) -> None:
+    """Writes ``NAME.md`` and ``NAME.html``."""
+    write_text(folder / f"{name}.md", markdown(card))
+    shown = {"card": card, "findings": findings(card), "sections": sections(card), "limits": LIMITS}
+    write_text(folder / f"{name}.html", report.page("reward_card.html.j2", shown))
+
+
+def overview(card: Mapping[str, Any]) -> list[list[str]]:
+    """A row a criterion: name, pairs, accuracy, agreement of the raters, best baseline, calibration error."""
+    rows = []
+    for name, one in card["criteria"].items():
+        best = _best_baseline(one)
+        rows.append([
+            name,
+            " / ".join(str(one["pairs"][part]) for part in ("train", "tune", "measure")),
+            share(one["accuracy"]),
+            share(one["agreement"]) if one["agreement"]["value"] is not None else "not known",
+            f"{one['baselines'][best]['value']:.1%}",
+            f"{one['calibration']['expected_calibration_error']:.3f}",
+        ])  # fmt: skip
+    return rows
+
+
+def findings(card: Mapping[str, Any]) -> list[str]:
+    """What the numbers say, in sentences."""
+    found = []
+    for name, one in card["criteria"].items():
+        found += [f"{name}: {sentence}" for sentence in _findings(one)]
+    if broken := card["data"]["broken"]:
+        found.append(f"{broken} rows could not be read and are left out.")
+    images = card["domain"]["held_out_images"]
+    if images < 1000:
+        found.append(
+            f"The 99.9 % quantile beyond which the clinician reward abstains stands on {images} held-out images: it is"
+            " the largest distance among them."
+        )
+    return found
+
+
+def _findings(one: Mapping[str, Any]) -> list[str]:
+    accuracy, agreement, best = one["accuracy"], one["agreement"], _best_baseline(one)
+    floor = one["baselines"][best]["value"]
+    low, high = accuracy["ci95"] or (None, None)
+    if low is None:
+        found = [f"{accuracy['prompts']} prompts to measure on are too few for an interval."]
+    else:
+        than = "clearly better than" if low > floor else "not clearly better than"
+        found = [f"it orders {share(accuracy)} of held-out pairs as raters did, {than} {best} ({floor:.1%})."]
+    if agreement["value"] is None:
+        found.append("how well raters agree is not known: no pair was judged twice by named raters.")
+    elif high is not None and high < agreement["value"]:
+        found.append(f"a second rater agrees more often, in {share(agreement)} of pairs: something is left to learn.")
+    else:
+        found.append(f"a second rater agrees in {share(agreement)} of pairs.")
+    for rater, effect in one["raters"].items():
+        who = f"rater {rater}" if rater else "the unnamed rater"
+        if effect["reliability"] < UNRELIABLE:
+            found.append(
+                f"{who} answers almost at random (reliability {effect['reliability']:.2f}), and counts little."
+            )
+        if abs(effect["side_bias"]) > ONE_SIDED:
+            side = "first" if effect["side_bias"] > 0 else "second"
+            found.append(f"{who} favours the {side} side (log-odds {effect['side_bias']:+.2f}), which is left out.")
+    if "learning_curve" in one:
+        more = one["learning_curve"]["more_labels"]
+        found.append(more[0].lower() + more[1:])
+    return found
+
+
+def sections(card: Mapping[str, Any]) -> list[Section]:
+    """Everything as tables."""
+    header = (
+        "criterion", "pairs: train / stop / measure", "pair accuracy", "a second rater agrees", "best baseline",
+        "calibration error",
+    )  # fmt: skip
+    note = (
+        "Accuracy is the share of decided, held-out pairs that the model orders as the rater did; half of what is held"
+        " out stopped and calibrated the heads, the other half is measured on. Intervals are 95 %, by resampling"
+        " prompts. A second rater's agreement is what can be expected of a model; one that knows the majority can be a"
+        " little above it."
+    )
+    made = [Section("Criteria", note, header, overview(card))]
+    for name, one in card["criteria"].items():
+        made += _of_criterion(name, one)
+    return [*made, _facts(card)]
+
+
+def _of_criterion(name: str, one: Mapping[str, Any]) -> list[Section]:
+    accuracy, counted = one["accuracy"], one["calibration"]
+    rows = [["this model", share(accuracy), str(accuracy["n"])]]
+    rows += [[judge, share(found), str(found["n"])] for judge, found in one["baselines"].items()]
+    ties = one["ties"]
+    predicted = "not modelled" if ties["predicted"] is None else f"{ties['predicted']:.1%} predicted"
+    made = [
+        Section(f"{name}: against judges that were not taught", "", ("judge", "pair accuracy", "pairs"), rows),
+        Section(
+            f"{name}: calibration",
+            f"Expected calibration error {counted['expected_calibration_error']:.3f}, temperature"
+            f" {counted['temperature']:.2f}; ties: {ties['share']:.1%} seen, {predicted}.",
+            ("predicted", "seen", "pairs"),
+            [[f"{row['predicted']:.2f}", f"{row['seen']:.2f}", str(row["n"])] for row in counted["bins"]],
+            reward_fit_charts.reliability(counted["bins"], f"{name}: how often the preferred side was chosen"),
+        ),
+    ]
+    if "learning_curve" in one:
+        points = one["learning_curve"]["points"]
+        made.append(
+            Section(
+                f"{name}: would more labels help?",
+                one["learning_curve"]["more_labels"],
+                ("training prompts", "pairs", "pair accuracy"),
+                [
+                    [
+                        str(p["prompts"]),
+                        str(p["pairs"]),
+                        share(p["accuracy"]) if p["accuracy"] else "nothing was learned",
+                    ]
+                    for p in points
+                ],
+                reward_fit_charts.learning(points, f"{name}: accuracy over training prompts"),
+            )
+        )
+    if one["subgroups"]:
+        rows = [[g["by"], g["value"], share(g["accuracy"]), str(g["accuracy"]["n"])] for g in one["subgroups"]]
+        note = "Groups of ten decided pairs or more. Many groups: some look worse by chance."
+        made.append(Section(f"{name}: subgroups", note, ("by", "value", "pair accuracy", "pairs"), rows))
+    rows = [
+        [rater or "(not known)", f"{effect['reliability']:.2f}", f"{effect['side_bias']:+.2f}"]
+        for rater, effect in one["raters"].items()
+    ]
+    note = "Reliability: 1 is the mean, 0 answers at random. Side bias: log-odds of the first where nothing differs."
+    return [*made, Section(f"{name}: raters", note, ("rater", "reliability", "side bias"), rows)]
+
+
+def _facts(card: Mapping[str, Any]) -> Section:
+    data, domain, versions = card["data"], card["domain"], card["environment"]["versions"]
+    rows = [
+        ["pairs", f"{data['pairs']} ({data['ties']} ties), {data['broken']} rows broken; {data['format']}"],
+        ["prompts or cases", str(data["prompts"])],
+        ["different images", str(data["images"])],
+        ["raters", str(data["raters"])],
+        ["held out", f"{card['held_out']:.0%} of the prompts"],
+        ["encoder", f"{report.public(card['encoder']['name'])} ({card['encoder']['hash']})"],
+        ["heads a criterion", str(card["ensemble"])],
+        ["data", data["digest"]],
+        ["known images", f"{domain['train_images']} in training, {domain['held_out_images']} held out"],
+        ["versions", ", ".join(f"{name} {versions[name]}" for name in ("diffalign", "torch", "open_clip_torch"))],
+    ]
+    return Section("How it was made", "", ("what", ""), rows)
+
+
+def markdown(card: Mapping[str, Any]) -> str:
+    """The card as Markdown."""
+    lines = [f"# Reward model {card['name']}", "", *(f"- {_cell(sentence)}" for sentence in findings(card)), ""]
+    for section in sections(card):
+        lines += [f"## {_cell(section.heading)}", ""]
+        lines += [_cell(section.note), ""] if section.note else []
+        lines += [_row(section.header), _row(["---"] * len(section.header)), *map(_row, section.rows), ""]
+    lines += ["## What it must not be used for", "", *(f"- {limit}" for limit in LIMITS), ""]
+    return "\n".join(lines)
+
+
+def share(found: Mapping[str, Any]) -> str:
+    """A share with its interval."""
+    if found["value"] is None:
+        return "no decided pair"
+    if found["ci95"] is None:
+        return f"{found['value']:.1%}"
+    low, high = found["ci95"]
+    return f"{found['value']:.1%} ({low:.1%} to {high:.1%})"
+
+
+def _best_baseline(one: Mapping[str, Any]) -> str:
+    return str(max(one["baselines"], key=lambda name: one["baselines"][name]["value"]))
+
+
+def _row(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(map(_cell, cells))} |"
+
+
+def _cell(text: str) -> str:
+    """Text that Markdown shows as it is: names of raters and criteria are anybody's."""
+    return "".join(f"\\{c}" if c in "\\`*_[]<>|#" else " " if c in "\r\n" else c for c in text)

@@ -1,0 +1,108 @@
+"""The file of ``diffalign reward fit``: every field, its default and its limits. Unknown fields are refused."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import Field, ValidationError
+
+from diffalign.config import Section, apply_override, field_lines, standing_at, yaml_problem
+from diffalign.errors import ConfigError, NotFoundError
+
+
+class FitConfig(Section):
+    """Everything that determines a reward model."""
+
+    name: str = "reward"
+    seed: int = Field(0, ge=0)
+    preferences: str
+    """A preference file or folder of any known format, with images."""
+    encoder: str = "embedded:clip"
+    """``embedded:clip``, a folder in open_clip's format, ``NAME?pretrained=TAG``, or ``hf-hub:OWNER/NAME``."""
+    pixel_statistics: bool = True
+    """Show the heads brightness, contrast, colour, noise and sharpness too, which encoders of captions overlook."""
+    criteria: list[str] | None = None
+    """What is to be learned, each criterion by heads of its own; null is every criterion in the file."""
+    held_out: float = Field(0.3, gt=0, lt=1)
+    """Share of the prompts or cases that is not trained on. Half of it stops and calibrates, half of it measures."""
+    ensemble: int = Field(5, ge=1, le=100)
+    """Heads for each criterion, each from another start and other draws of the training prompts."""
+    hidden: int = Field(32, ge=0, le=4096)
+    """Hidden units of a head; 0 leaves it linear."""
+    epochs: int = Field(100, ge=1)
+    """Most passes over the training pairs; a head keeps its best epoch on the held-out prompts that stop it."""
+    patience: int = Field(10, ge=1)
+    """Epochs without a better head after which training ends."""
+    learning_rate: float = Field(1e-3, gt=0)
+    weight_decay: float = Field(0.1, ge=0)
+    batch_size: int = Field(64, ge=1)
+    """Pairs behind one update."""
+    ties: Literal["auto", "outcome", "half"] = "auto"
+    """``outcome``: a tie is a third outcome. ``half``: it is a label of 0.5. ``auto``: the former for hard labels."""
+    strength: Literal["weight", "ignore"] = "weight"
+    """``weight``: a judgement of strength 2 counts as two of strength 1."""
+    rater_effects: bool = True
+    """Learn how reliable each rater is, along with the heads."""
+    side_bias: bool = True
+    """Learn how much each rater favours the first sample; not for files that put their winners first."""
+    learning_curve: bool = True
+    """Fit again on an eighth, a quarter and a half of the training prompts."""
+    device: str = "cpu"
+    """Where the encoder runs: ``cpu``, ``cuda``, ``cuda:1``, ``mps``. The heads are fitted on the CPU."""
+
+
+def load(path: Path, overrides: Sequence[str] = ()) -> FitConfig:
+    """The configuration in a YAML file, with ``field=value`` overrides on top.
+
+    Raises NotFoundError if the file is missing, and ConfigError with file and line for anything wrong in it.
+    """
+    if not path.is_file():
+        raise NotFoundError(f"no configuration file {path}")
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+        node = yaml.compose(text, Loader=yaml.SafeLoader)
+        data = yaml.safe_load(text)
+    except UnicodeDecodeError:
+        raise ConfigError(f"{path} is not UTF-8 text, so it is no configuration file") from None
+    except (yaml.YAMLError, ValueError) as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f"{path}:{mark.line + 1}" if mark else str(path)
+        raise ConfigError(f"{where}: not valid YAML: {yaml_problem(error)}") from None
+    if not isinstance(data, dict):
+        raise ConfigError(f"{path}: a configuration is a mapping of fields, such as 'preferences: pairs.parquet'")
+    origin = {field: f"{path}:{line}" for field, line in field_lines(node).items()}
+    for override in overrides:
+        apply_override(data, override, origin)
+    return parse(data, origin)
+
+
+def parse(data: Mapping[str, Any], origin: Mapping[str, str] | None = None) -> FitConfig:
+    """A configuration from plain data. ``origin`` says where each field stands, for messages."""
+    try:
+        return FitConfig.model_validate(data)
+    except ValidationError as error:
+        raise ConfigError(_sentence(error, origin or {})) from None
+
+
+def dump(config: FitConfig) -> str:
+    """The fully resolved configuration as YAML."""
+    text: str = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+    return text
+
+
+def _sentence(error: ValidationError, origin: Mapping[str, str]) -> str:
+    first = error.errors()[0]
+    dotted = ".".join(str(part) for part in first["loc"])
+    if first["type"] == "extra_forbidden":
+        known = list(FitConfig.model_fields)
+        near = difflib.get_close_matches(dotted, known, n=1, cutoff=0.5)
+        hint = f"did you mean {near[0]}?" if near else f"fields: {', '.join(known)}"
+        return f"{standing_at(dotted, origin)}unknown field {dotted}; {hint}"
+    if first["type"] == "missing" and dotted == "preferences":
+        return "preferences is not given: name the file with the pairs, such as --set preferences=pairs.parquet"
+    reason = str(first["msg"])
+    return f"{standing_at(dotted, origin)}{dotted}: {reason[0].lower() + reason[1:]} (given: {first['input']!r})"

@@ -1,0 +1,244 @@
+"""Pairs as a reward head learns them: embeddings of their images and prompts, and what was judged, by whom.
+
+Shape legend: ``N`` different images, ``M`` different prompts' texts, ``D`` dimensions of an embedding, ``S`` statistics
+of pixels, ``P`` pairs.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import torch
+from PIL.Image import Image
+from torch import Tensor
+
+from diffalign.errors import ConfigError, InputError
+from diffalign.images import to_rgb
+from diffalign.preferences import Broken, Defects, group, split
+from diffalign.seeds import derive
+from diffalign.types import Preference, Prompt
+from rewards.fit_pixels import statistics
+
+CHUNK = 32
+"""Images that are in memory at a time."""
+MOST = 20_000
+"""Samples from which means and covariances are taken: more would need more memory, and say the same."""
+
+
+class Encoder(Protocol):
+    """What turns images and texts into unit vectors of one space."""
+
+    def encode_images(self, images: Sequence[Image]) -> Tensor:
+        """float32 ``(B, D)``."""
+        ...
+
+    def encode_texts(self, texts: Sequence[str]) -> Tensor:
+        """float32 ``(B, D)``."""
+        ...
+
+
+@dataclass(frozen=True)
+class Study:
+    """All pairs of a file. Images and texts stand once, however often they occur."""
+
+    images: Tensor
+    """float32 ``(N, D + S)``: the embedding, then the statistics of the pixels."""
+    texts: Tensor
+    """float32 ``(M, D)``."""
+    brightness: Tensor
+    """float32 ``(N,)`` in [0, 1]: what a judge of no understanding could go by."""
+    first: Tensor
+    """int64 ``(P,)`` into ``images``; so is ``second``."""
+    second: Tensor
+    text: Tensor
+    """int64 ``(P,)`` into ``texts``."""
+    label: Tensor
+    """float32 ``(P,)``: probability that the first is preferred."""
+    strength: Tensor
+    """float32 ``(P,)``."""
+    criterion: Sequence[str]
+    rater: Sequence[str]
+    group: Sequence[str]
+    """The prompt or case that is never split."""
+    attributes: Sequence[Mapping[str, object]]
+    digest: str
+    """SHA-256 of all that was read: prompts, pixels, labels, strengths, criteria, raters."""
+    broken: Defects = field(default_factory=Defects)
+
+    def __len__(self) -> int:
+        return len(self.label)
+
+    def rows_of(self, criterion: str, among: Iterable[int]) -> list[int]:
+        """Those rows that judge this criterion."""
+        return [row for row in among if self.criterion[row] == criterion]
+
+    def samples(self, rows: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """Images ``(B, D + S)`` and texts ``(B, D)`` of the different samples in these rows, at most ``MOST``."""
+        index = torch.tensor(rows)
+        both = torch.cat([
+            torch.stack([self.first[index], self.text[index]], 1),
+            torch.stack([self.second[index], self.text[index]], 1),
+        ]).unique(dim=0)  # fmt: skip
+        both = both[spaced(range(len(both)))]
+        return self.images[both[:, 0]], self.texts[both[:, 1]]
+
+
+@dataclass(frozen=True)
+class Parts:
+    """Numbers of the rows to learn from, to stop and calibrate by, and to measure on; no prompt is in two of them."""
+
+    train: list[int]
+    tune: list[int]
+    measure: list[int]
+
+
+def gather(
+    items: Iterable[Preference | Broken],
+    encoder: Encoder,
+    criteria: Collection[str] | None = None,
+    pixels: bool = True,
+    on_progress: Callable[[str, int, int | None], None] | None = None,
+) -> Study:
+    """Goes through the pairs once and encodes every different image and text once.
+
+    Keeps those of ``criteria``, or all; ``pixels`` adds the statistics of the images. InputError where texts are
+    compared instead of images, or nothing is left; ConfigError for a criterion that nobody judged.
+    """
+    collected, broken, seen = _Collected(encoder, pixels), Defects(), set[str]()
+    for number, item in enumerate(items, 1):
+        if on_progress:
+            on_progress("encoding pairs", number, None)
+        if isinstance(item, Broken):
+            broken.add(item)
+            continue
+        seen.add(item.criterion)
+        if criteria is None or item.criterion in criteria:
+            collected.add(item)
+    if not seen:
+        reasons = ", ".join(f"{kind} ({count})" for kind, count in broken.kinds.most_common()) or "it has no rows"
+        raise InputError(f"there is no preference to learn from: {reasons}")
+    if missing := sorted(set(criteria or ()) - seen):
+        raise ConfigError(f"criteria: no pair judges {', '.join(missing)}; the file has {', '.join(sorted(seen))}")
+    return collected.study(broken)
+
+
+def divide(study: Study, held_out: float, seed: int) -> Parts:
+    """Three parts by prompt or case: ``held_out`` is halved into the pairs that stop and those that measure.
+
+    The halves have equally many prompts, drawn by ``seed``. InputError where one would be empty.
+    """
+    train, held = split(study.group, held_out, seed)
+    groups = sorted({study.group[row] for row in held}, key=lambda name: derive(seed, "measure", name))
+    if len(groups) < 2:
+        raise InputError(
+            f"held_out {held_out:g} with seed {seed} holds out a single prompt or case, and it takes one to stop by and"
+            " another to measure on; take more prompts, a larger share, or another seed"
+        )
+    stopping = set(groups[: len(groups) // 2])
+    sides: tuple[list[int], list[int]] = ([], [])
+    for row in held:
+        sides[study.group[row] not in stopping].append(row)
+    return Parts(train, *sides)
+
+
+def spaced(numbers: Sequence[int]) -> list[int]:
+    """The numbers, or ``MOST`` of them at equal distances where there are more."""
+    if len(numbers) <= MOST:
+        return list(numbers)
+    return [numbers[i * len(numbers) // MOST] for i in range(MOST)]
+
+
+def look(encoder: Encoder, images: Sequence[Image], pixels: bool) -> Tensor:
+    """float32 ``(B, D + S)``: the embeddings, and with ``pixels`` the statistics beside them."""
+    embeddings = encoder.encode_images(images)
+    return torch.cat([embeddings, statistics(images)], 1) if pixels else embeddings
+
+
+class _Collected:
+    """What ``gather`` has read so far; images wait in ``queue`` until there are enough to be encoded at once."""
+
+    def __init__(self, encoder: Encoder, pixels: bool) -> None:
+        self.encoder, self.pixels = encoder, pixels
+        self.queue: list[Image] = []
+        self.images: list[Tensor] = []
+        self.brightness: list[float] = []
+        self.image_numbers: dict[bytes, int] = {}
+        self.text_numbers: dict[str, int] = {}
+        self.first: list[int] = []
+        self.second: list[int] = []
+        self.text: list[int] = []
+        self.label: list[float] = []
+        self.strength: list[float] = []
+        self.criterion: list[str] = []
+        self.rater: list[str] = []
+        self.group: list[str] = []
+        self.attributes: list[Mapping[str, object]] = []
+        self.digest = hashlib.sha256()
+
+    def add(self, item: Preference) -> None:
+        """One pair."""
+        if item.first.image is None or item.second.image is None:
+            raise InputError("the pairs compare texts; a reward model is fitted to pairs of images")
+        sides = [self._image(image) for image in (item.first.image, item.second.image)]
+        self.first.append(sides[0][0])
+        self.second.append(sides[1][0])
+        self.text.append(self.text_numbers.setdefault(item.prompt.text, len(self.text_numbers)))
+        self.label.append(item.label)
+        self.strength.append(item.strength)
+        self.criterion.append(item.criterion)
+        self.rater.append(item.rater)
+        self.group.append(group(item.prompt))
+        self.attributes.append(_plain(item.prompt))
+        facts = [item.prompt.key, item.prompt.text, item.label, item.strength, item.criterion, item.rater]
+        self.digest.update(json.dumps(facts).encode("utf-8", "surrogatepass") + sides[0][1] + sides[1][1])
+
+    def _image(self, image: Image) -> tuple[int, bytes]:
+        """The image's number and the hash of its pixels."""
+        rgb = to_rgb(image)
+        content = hashlib.sha256(repr(rgb.size).encode() + rgb.tobytes()).digest()
+        number = self.image_numbers.setdefault(content, len(self.image_numbers))
+        if number == len(self.brightness):
+            self.brightness.append(_brightness(rgb))
+            self.queue.append(rgb)
+            if len(self.queue) == CHUNK:
+                self._encode()
+        return number, content
+
+    def _encode(self) -> None:
+        if self.queue:
+            self.images.append(look(self.encoder, self.queue, self.pixels))
+            self.queue = []
+
+    def study(self, broken: Defects) -> Study:
+        """Everything read."""
+        self._encode()
+        return Study(
+            images=torch.cat(self.images),
+            texts=self.encoder.encode_texts(list(self.text_numbers)),
+            brightness=torch.tensor(self.brightness),
+            first=torch.tensor(self.first),
+            second=torch.tensor(self.second),
+            text=torch.tensor(self.text),
+            label=torch.tensor(self.label, dtype=torch.float32),
+            strength=torch.tensor(self.strength, dtype=torch.float32),
+            criterion=self.criterion,
+            rater=self.rater,
+            group=self.group,
+            attributes=self.attributes,
+            digest=f"sha256:{self.digest.hexdigest()}",
+            broken=broken,
+        )
+
+
+def _brightness(rgb: Image) -> float:
+    histogram = rgb.convert("L").histogram()
+    return sum(level * count for level, count in enumerate(histogram)) / (255 * sum(histogram))
+
+
+def _plain(prompt: Prompt) -> Mapping[str, object]:
+    """The attributes that subgroups can be made of."""
+    return {name: value for name, value in prompt.attributes.items() if isinstance(value, str | int | float | bool)}
