@@ -100,6 +100,10 @@ bench: $(INSTALLED) ## Repeat the comparison with TRL's DDPO
 bench-level: $(INSTALLED) ## Repeat the race with TRL to an accuracy: about half an hour
 	$(PY) -m benchmarks.trl_level $(ARGS)
 
+.PHONY: bench-methods
+bench-methods: $(INSTALLED) ## Compare the methods on one task and budget: about three quarters of an hour
+	$(PY) -m benchmarks.methods $(ARGS)
+
 ##@ Rebuild
 
 .PHONY: embedded

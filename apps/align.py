@@ -14,7 +14,7 @@ from apps.progress import Status
 from diffalign import prompts as prompt_sources
 from diffalign.config import RunConfig
 from diffalign.errors import ConfigError, UserError
-from diffalign.evaluation import Evaluation, evaluate
+from diffalign.evaluation import Evaluation, evaluate, step_kl
 from diffalign.lessons import PAIRWISE
 from diffalign.runs import Run, require_empty, unused_folder, write_text
 from diffalign.trainer import Interrupted, Trainer
@@ -133,11 +133,14 @@ class Job:
         return ", ".join(f"{name} {metrics[key]:.4g}" for name, key in shown.items() if key in metrics)
 
     def _measure(self, epoch: int, status: Status) -> None:
-        """The held-out reward during training, on one seed a prompt."""
-        main = self.judges.main
+        """The rewards on held-out prompts during training, on one seed a prompt, and the distance from the base."""
         rollouts = samples.generate(self.policy, self.held_out, self.config.seed, status)
-        scored = main([sample for rollout in rollouts for sample in rollout.samples])
-        self.directory.log(epoch, {f"held_out/{main.name}": _mean(scored)})
+        drawn = [sample for rollout in rollouts for sample in rollout.samples]
+        rewards = (self.judges.main, *self.judges.others)
+        found = {f"held_out/{reward.name}": _mean(reward(drawn)) for reward in rewards}
+        if (distance := step_kl(self.policy, rollouts[:2])) is not None:
+            found["distance/step_kl"] = distance
+        self.directory.log(epoch, found)
         samples.write_grid(self.directory.path / "samples" / f"epoch-{epoch}.png", rollouts)
 
     def evaluate(self, status: Status) -> Evaluation:

@@ -11,6 +11,7 @@ from urllib.parse import quote
 import torch
 from torch import Tensor
 
+from apps.catalogue import recipes, unknown
 from diffalign.config import FITTED, RunConfig, load
 from diffalign.errors import ConfigError, NotFoundError
 from diffalign.types import Reward, Sample
@@ -21,12 +22,6 @@ from rewards.combine import Combined
 from rewards.registry import load as load_reward
 
 log = logging.getLogger(__name__)
-RECIPES = Path(__file__).parent / "recipes"
-
-
-def recipes() -> dict[str, Path]:
-    """The recipes that ship with diffalign, by name."""
-    return {path.stem: path for path in sorted(RECIPES.glob("*.yaml"))}
 
 
 def configuration(recipe: str, overrides: Sequence[str] = ()) -> RunConfig:
@@ -39,7 +34,7 @@ def configuration(recipe: str, overrides: Sequence[str] = ()) -> RunConfig:
         return load(path / "config.yaml", overrides)
     if path.suffix in (".yaml", ".yml") or path.exists():
         return load(path, overrides)
-    raise NotFoundError(f"no recipe {recipe!r}; recipes: {', '.join(known)}; or give a YAML file")
+    raise NotFoundError(unknown(recipe, known))
 
 
 def resolved(config: RunConfig, folder: Path) -> RunConfig:

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from apps import build, samples
+from apps.catalogue import recipes
 from apps.outcome import show
 from apps.progress import Status
 from diffalign import prompts as prompt_sources
@@ -75,7 +76,7 @@ def configuration(model: str, against: str | None, overrides: Sequence[str]) -> 
     for name in (model, against):
         if name and is_run(name):
             return build.resolved(build.configuration(name, overrides), Path(name).expanduser())
-    defaults = build.recipes().get(f"{model.removeprefix('embedded:')}-ddpo")
+    defaults = recipes().get(f"{model.removeprefix('embedded:')}-ddpo")
     if defaults is None:
         raise ConfigError(
             f"{model} is not a run, so there is no configuration with prompts and rewards to evaluate it by; evaluate a"

@@ -10,7 +10,7 @@ import click
 import psutil
 import yaml
 
-from apps.build import recipes
+from apps.catalogue import fit_recipes, recipes
 
 OBJECTIVES = {
     "ppo-clip": "from scores: importance-weighted, clipped per denoising step (DDPO-IS; with group credit, GRPO)",
@@ -36,9 +36,7 @@ def show(what: str) -> None:
 
 
 def _recipes() -> dict[str, str]:
-    from apps.reward_fit import RECIPES
-
-    fits = {f"{path.stem} (reward fit)": _first_comment(path) for path in sorted(RECIPES.glob("*.yaml"))}
+    fits = {f"{name} (reward fit)": _first_comment(path) for name, path in fit_recipes().items()}
     return {name: _first_comment(path) for name, path in recipes().items()} | fits
 
 

@@ -72,6 +72,7 @@ def context(run: Run) -> dict[str, Any]:
         ),
         "place": place(run.path),
         "rewards": rewards(config),
+        "reward_card": "reward-card.html" if (run.path / "reward-card.html").is_file() else "",
         "progress": progress(config, rows),
         "main": name,
         "sign": _sign(evaluation, name),

@@ -26,6 +26,7 @@ SMALL: tuple[tuple[str, str, str], ...] = (
         "Share of steps beyond the clip range. Near 1 for long: steps too large.",
     ),
     ("policy/approx_kl", "Drift within an epoch", "Half the squared log-ratio. Healthy is small, without jumps."),
+    ("distance/step_kl", "Distance from the base model, held out", "Closed-form KL per step on held-out prompts."),
     ("policy/kl", "Distance from the base model", "Closed-form KL per step. It grows; slower is safer."),
     (
         "policy/accuracy",
@@ -68,7 +69,7 @@ def curves(rows: Rows, main: str, marks: Sequence[Mark]) -> list[Chart]:
 
     ``marks`` are the full evaluations, drawn beside the held-out curve.
     """
-    found = [_reward(rows, main, marks), *_parts(rows)]
+    found = [_reward(rows, main, marks), *_parts(rows), *_others(rows, main)]
     for key, title, hint in SMALL:
         points = series(rows, key)
         quiet = key == "reward/failed" and not any(y for _, y in points)
@@ -104,10 +105,8 @@ def part_names(rows: Rows) -> list[str]:
 def _reward(rows: Rows, main: str, marks: Sequence[Mark]) -> Chart | None:
     lines = [Line("training prompts", series(rows, "reward/total"))]
     held_out = series(rows, f"held_out/{main}")
-    others = sorted({key for row in rows for key in row if key.startswith("held_out/")} - {f"held_out/{main}"})
     if held_out:
         lines.append(Line("held-out prompts", held_out))
-    lines += [Line(f"held-out prompts, {key.removeprefix('held_out/')}", series(rows, key)) for key in others]
     if not any(line.points for line in lines):
         return None
     hint = f"Mean of {main} over an epoch's samples."
@@ -118,6 +117,13 @@ def _reward(rows: Rows, main: str, marks: Sequence[Mark]) -> Chart | None:
             " The dots with bars are the evaluation before and after, on held-out prompts, with 95\u00a0% intervals."
         )
     return _chart(f"Reward: {main}", hint, lines, marks=marks, wide=True)
+
+
+def _others(rows: Rows, main: str) -> list[Chart]:
+    """What was measured on held-out prompts beside what was optimised, each on its own scale."""
+    keys = sorted({key for row in rows for key in row if key.startswith("held_out/")} - {f"held_out/{main}"})
+    hint = "Mean on held-out prompts, one seed each."
+    return [_single(f"Held out: {key.removeprefix('held_out/')}", hint, series(rows, key)) for key in keys]
 
 
 def _parts(rows: Rows) -> list[Chart]:

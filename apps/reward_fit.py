@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from apps import hashes, reward_fit_card
+from apps.catalogue import fit_recipes, unknown
 from apps.progress import Status
 from diffalign.errors import ConfigError, NotFoundError
 from diffalign.preferences import read
@@ -20,8 +21,6 @@ from rewards import fit_data, fit_measure, fit_model
 from rewards.clip import EMBEDDED, ClipReward
 from rewards.fit import Fitted, check, fit
 from rewards.fit_config import FitConfig, dump, load
-
-RECIPES = Path(__file__).parent / "fit_recipes"
 
 
 def run(recipe: str, overrides: Sequence[str], out: Path | None) -> None:
@@ -85,7 +84,7 @@ def in_words(card: Mapping[str, Any]) -> list[str]:
 
 def configuration(recipe: str, overrides: Sequence[str]) -> FitConfig:
     """The configuration of a recipe's name, a YAML file, or the folder of an earlier fit."""
-    known = {path.stem: path for path in sorted(RECIPES.glob("*.yaml"))}
+    known = fit_recipes()
     if recipe in known:
         return load(known[recipe], overrides)
     path = Path(recipe).expanduser()
@@ -93,7 +92,7 @@ def configuration(recipe: str, overrides: Sequence[str]) -> FitConfig:
         return load(path / "config.yaml", overrides)
     if path.suffix in (".yaml", ".yml") or path.exists():
         return load(path, overrides)
-    raise NotFoundError(f"no recipe {recipe!r} of reward fit; there are {', '.join(known)}; or give a YAML file")
+    raise NotFoundError(unknown(recipe, known))
 
 
 def check_parts(study: fit_data.Study, parts: fit_data.Parts, criterion: str, config: FitConfig) -> None:

@@ -253,29 +253,35 @@ def diversity(
     return float(distances[same].mean())
 
 
-@torch.no_grad()
 def _distance(
     policy: Policy, rollouts: Sequence[Rollout], before: Sequence[Sample], after: Sequence[Sample]
 ) -> dict[str, float]:
-    """How far the policy is from its reference: closed-form KL along its own trajectories, and RMS pixel change.
-
-    The KL is measured on the first two rollouts alone, a step at a time, so it needs no more memory than sampling.
-    """
-    result: dict[str, float] = {}
-    if {"step_kl", "reference"} <= policy.capabilities:
-        values = []
-        for rollout in rollouts[:2]:
-            columns = []
-            for step in range(rollout.log_probs.shape[1]):
-                kl = policy.step_log_probs(rollout, torch.full((len(rollout), 1), step), kl=True).kl
-                assert kl is not None
-                columns.append(kl)
-            values.append(torch.cat(columns, 1)[rollout.mask].mean())
-        result["step_kl"] = float(torch.stack(values).mean())
+    """How far the policy is from its reference: closed-form KL along its own trajectories, and RMS pixel change."""
+    kl = step_kl(policy, rollouts[:2])
+    result = {} if kl is None else {"step_kl": kl}
     if before and before[0].image is not None:
         first, second = (images.to_tensor([s.image for s in side if s.image is not None]) for side in (before, after))
         result["pixel_rms"] = float(((first - second) ** 2).flatten(1).mean(1).sqrt().mean())
     return result
+
+
+@torch.no_grad()
+def step_kl(policy: Policy, rollouts: Sequence[Rollout]) -> float | None:
+    """Mean closed-form KL to the reference along these trajectories, per step; None where the policy has none.
+
+    It is asked a step at a time, so it needs no more memory than sampling.
+    """
+    if not {"step_kl", "reference"} <= policy.capabilities:
+        return None
+    values = []
+    for rollout in rollouts:
+        columns = []
+        for step in range(rollout.log_probs.shape[1]):
+            kl = policy.step_log_probs(rollout, torch.full((len(rollout), 1), step), kl=True).kl
+            assert kl is not None
+            columns.append(kl)
+        values.append(torch.cat(columns, 1)[rollout.mask].mean())
+    return float(torch.stack(values).mean())
 
 
 def verdict(evaluation: Evaluation) -> dict[str, Any]:

@@ -9,7 +9,7 @@ import csv
 import io
 import json
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -51,7 +51,7 @@ def load(config: PromptsConfig, seed: int) -> tuple[list[Prompt], list[Prompt]]:
 
 
 def read(path: Path) -> list[Prompt]:
-    """The different prompts of a ``.txt`` file (one a line) or a ``.jsonl`` file.
+    """The different prompts of a ``.txt`` file (one a line), a ``.jsonl`` file, or preferences (``.parquet``).
 
     A JSONL row has ``prompt``, and may have ``negative_prompt``, ``id`` and ``attributes``. Of rows with the same text
     (but for spaces and capitals) the first is taken, whatever their ids. Raises NotFoundError, or InputError with the
@@ -59,13 +59,12 @@ def read(path: Path) -> list[Prompt]:
     """
     if not path.is_file():
         known = ", ".join([*WORLDS, *LISTS])
-        raise NotFoundError(f"no prompt file {path}; prompts.source is one of {known}, or a .txt or .jsonl file")
+        raise NotFoundError(
+            f"no prompt file {path}; prompts.source is one of {known}, or a .txt, .jsonl or .parquet file"
+        )
     texts: dict[str, Prompt] = {}
     lines: dict[str, tuple[int, str]] = {}
-    for number, line in enumerate(_text(path).split("\n"), 1):
-        if not line.strip():
-            continue
-        prompt = _row(f"{path}:{number}", line) if path.suffix == ".jsonl" else Prompt(line.strip())
+    for number, prompt in _numbered(path):
         same = _same(prompt.text)
         before, text = lines.setdefault(prompt.key, (number, same))
         if text != same:
@@ -76,6 +75,18 @@ def read(path: Path) -> list[Prompt]:
     if not texts:
         raise InputError(f"{path} has no prompt in it")
     return list(texts.values())
+
+
+def _numbered(path: Path) -> Iterator[tuple[int, Prompt]]:
+    """The prompts of a file with the line or row that each stands in."""
+    if path.suffix == ".parquet":
+        from diffalign.preferences import Table
+
+        yield from enumerate(Table(path).prompts())
+        return
+    for number, line in enumerate(_text(path).split("\n"), 1):
+        if line.strip():
+            yield number, _row(f"{path}:{number}", line) if path.suffix == ".jsonl" else Prompt(line.strip())
 
 
 def of_images(folder: Path) -> dict[str, Prompt]:

@@ -254,7 +254,7 @@ def test_bad_input_is_one_sentence_and_status_2(
 
 def test_an_unknown_recipe_names_those_that_exist(desk: Path) -> None:
     result = diffalign("align", "quikstart")
-    assert result.exit_code == 2 and "quickstart" in result.stderr
+    assert result.exit_code == 2 and "did you mean quickstart? recipes: brain-mr-clinician," in result.stderr
 
 
 def test_a_diverging_run_ends_in_one_sentence(desk: Path) -> None:

@@ -9,7 +9,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from apps.build import recipes
+from apps.catalogue import recipes
 from diffalign.config import RunConfig, dump, load, parse
 from diffalign.errors import ConfigError
 

@@ -408,7 +408,7 @@ def written_down() -> set[str]:
                 text = node.value
             else:
                 continue
-            if re.fullmatch(r"(reward|policy|advantage|experience|time|count|held_out)/\S+", text):
+            if re.fullmatch(r"(reward|policy|advantage|experience|distance|time|count|held_out)/\S+", text):
                 names.add(text)
     return names - {"policy/PART"}
 

@@ -11,6 +11,7 @@ import yaml
 from click.testing import CliRunner, Result
 
 from apps import reward_fit
+from apps.catalogue import fit_recipes
 from apps.cli import main
 from apps.progress import Status
 from diffalign.errors import ConfigError, NotFoundError
@@ -221,7 +222,7 @@ def test_an_output_that_is_not_empty_is_refused(bad: Path, tmp_path: Path) -> No
 
 
 def test_recipes_are_valid_and_need_a_file(tmp_path: Path) -> None:
-    recipes = sorted(reward_fit.RECIPES.glob("*.yaml"))
+    recipes = list(fit_recipes().values())
     assert [path.stem for path in recipes] == ["clinician", "preference"]
     for path in recipes:
         assert load(path, ["preferences=x"]).name == path.stem

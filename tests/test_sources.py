@@ -233,6 +233,16 @@ def test_what_cannot_be_learned_from_is_one_sentence(
     assert not (desk / "runs" / "learn").exists()
 
 
+def test_prompts_come_from_the_preferences_themselves(desk: Path) -> None:
+    """As the README says: one's own pairs, a part of their prompts held out."""
+    preferences.write(desk / "own.parquet", pairs())
+    learn(desk, "pairs", "dpo", "own.parquet")
+    settings = ["prompts.source=own.parquet", "prompts.train=3", "prompts.held_out=1", "trainer.epochs=1"]
+    result = diffalign("align", "learn.yaml", *[word for setting in settings for word in ("--set", setting)])
+    assert result.exit_code == 0, result.output
+    assert "4 of 16 pairs are of held-out prompts, and left out of training" in result.output
+
+
 def test_a_criterion_is_chosen(desk: Path) -> None:
     preferences.write(desk / "recorded", pairs(criteria=("anatomy", "quality")))
     learn(desk, "pairs", "dpo", "recorded", criterion="quality")
