@@ -104,6 +104,10 @@ bench-level: $(INSTALLED) ## Repeat the race with TRL to an accuracy: about half
 bench-methods: $(INSTALLED) ## Compare the methods on one task and budget: about three quarters of an hour
 	$(PY) -m benchmarks.methods $(ARGS)
 
+.PHONY: bench-clinician
+bench-clinician: $(INSTALLED) ## Follow the clinician reward with and without its lower bound: about half an hour
+	$(PY) -m benchmarks.clinician $(ARGS)
+
 ##@ Rebuild
 
 .PHONY: embedded

@@ -78,8 +78,8 @@ METHODS: dict[str, dict[str, Any]] = {
     },
     "KTO on both sides": {
         "experience": {"source": "pairs", "path": PAIRS},
-        "objective": {"name": "kto", "beta": 200, "draws": 4, "undesirable_weight": 0.95},
-        "trainer": trainer(16, 64, 32, 1e-3),
+        "objective": {"name": "kto", "beta": 200, "draws": 4, "undesirable_weight": 0.9},
+        "trainer": trainer(16, 64, 16, 1e-3),
     },
     "SFT on winners": {
         "experience": {"source": "pairs", "path": PAIRS},
@@ -89,7 +89,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "online DPO": {
         "experience": {"source": "online-pairs", "rater": "brain-mr"},
         "objective": {"name": "dpo", "beta": 200, "draws": 8},
-        "trainer": trainer(16, 64, 16, 1e-3, samples_per_prompt=2),
+        "trainer": trainer(16, 64, 8, 1e-3, samples_per_prompt=2),
     },
 }  # fmt: skip
 

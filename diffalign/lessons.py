@@ -139,7 +139,7 @@ class Steps:
             order = permutation(len(own), derive(self.seed, "steps", self.epoch, inner, sample))[:keep]
             steps += [own[i] for i in order]
             rows += [sample] * len(order)
-        found = Rows(torch.tensor(rows), len(rows), torch.tensor(steps))
+        found = Rows(torch.tensor(rows, dtype=torch.int64), len(rows), torch.tensor(steps, dtype=torch.int64))
         return found if self.objective.kl_coefficient else found.take(self.advantages[found.items].nonzero()[:, 0])
 
     def inputs(self, rows: Rows) -> Inputs:

@@ -146,6 +146,8 @@ class ExperienceConfig(Section):
                 raise ValueError(f"source {self.source} needs experience.path{wanted} and not both")
         elif self.path is not None:
             raise ValueError(f"source {self.source} makes its own samples; it has no use for experience.path")
+        if self.criterion is not None and self.source != "pairs":
+            raise ValueError(f"experience.criterion chooses among recorded pairs, and source is {self.source}")
         if self.rater is not None and self.source in ("rollouts", "best-of-n"):
             raise ValueError(f"source {self.source} goes by rewards; experience.rater is for pairs and labels")
         return self

@@ -114,7 +114,7 @@ class Trainer:
                 lesson = self.lesson(gathered.experience)
                 metrics = {**gathered.metrics, **self.update(lesson)}
                 metrics["time/update"] = time.perf_counter() - started
-                metrics["count/samples"] = (self.epoch + 1) * len(lesson)
+                metrics["count/samples"] = (self.epoch + 1) * self.settings.samples_per_epoch
                 metrics["count/updates"] = self.updates
                 self.epoch += 1
                 self._finish_epoch(lesson, metrics, last=self.epoch == total)
