@@ -1,8 +1,8 @@
 """What the clinician reward is worth: the hidden utility of simulated clinicians against the distance from the base.
 
-``python -m benchmarks.clinician`` (or ``make bench-clinician``) runs the recipe ``brain-mr-clinician`` twice on the same
-judgements, once with the reward's lower confidence bound and once without (kappa 0), measures on the way, and writes
-``benchmarks/results/clinician.json`` and the page ``benchmarks/clinician.md``.
+``python -m benchmarks.clinician`` (or ``make bench-clinician``) runs the recipe ``brain-mr-clinician`` twice on the
+same judgements, once with the reward's lower confidence bound and once without (kappa 0), measures on the way, and
+writes ``benchmarks/results/clinician.json`` and the page ``benchmarks/clinician.md``.
 """
 
 from __future__ import annotations
