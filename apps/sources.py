@@ -171,9 +171,9 @@ def judge_pairs(
     raters = SimulatedRaters.load(rater)
 
     def judged() -> Iterator[Preference]:
-        for i, samples in _sampled(policy, prompts, 2, count, seed, progress):
+        for samples in _sampled(policy, prompts, 2, count, seed, progress):
             pairs = list(zip(samples[::2], samples[1::2], strict=True))
-            yield from raters.judge(pairs, derive(seed, "judge", i), criteria)
+            yield from raters.judge(pairs, derive(seed, "judge"), criteria)
 
     preferences.write(path, judged())
 
@@ -187,8 +187,8 @@ def collected_labels(
         return path
     raters = SimulatedRaters.load(config.experience.rater or "")
     rows = []
-    for i, samples in _sampled(policy, prompts, 1, config.experience.collect, config.seed, progress):
-        good = raters.good(samples, derive(config.seed, "judge", i))
+    for samples in _sampled(policy, prompts, 1, config.experience.collect, config.seed, progress):
+        good = raters.good(samples, derive(config.seed, "judge"))
         for sample, label in zip(samples, good, strict=True):
             assert sample.image is not None
             rows.append(
@@ -205,7 +205,7 @@ def collected_labels(
 
 def _sampled(
     policy: Policy, prompts: Sequence[Prompt], each: int, count: int, seed: int, progress: Progress
-) -> Iterator[tuple[int, Sequence[Sample]]]:
+) -> Iterator[Sequence[Sample]]:
     """Samples of the base model, ``each`` of a prompt at a time and ``count`` times, prompts in turn."""
     size = max(1, policy.batch_size // each)
     for i in range(0, count, size):
@@ -213,5 +213,6 @@ def _sampled(
         asked = [prompts[number % len(prompts)] for number in numbers for _ in range(each)]
         seeds = [derive(seed, "collect", number, k) for number in numbers for k in range(each)]
         with policy.reference():
-            yield i, policy.rollout(asked, seeds).samples
+            samples = policy.rollout(asked, seeds).samples
+        yield samples
         progress("collecting judgements", numbers.stop, count)

@@ -170,10 +170,14 @@ def parameters_fault(parameters: Mapping[str, Parameter]) -> str:
     return f"{len(broken)} of {len(parameters)} trained weights are not finite, {broken[0]} first" if broken else ""
 
 
-def diverged(what: str, learning_rate: float, checkpoint: Path | None) -> RefusedError:
+class Diverged(RefusedError):
+    """A run whose updates broke the model."""
+
+
+def diverged(what: str, learning_rate: float, checkpoint: Path | None) -> Diverged:
     """The error of a run that went wrong, with what to change and what is left of it."""
     left = f"the last good checkpoint is {checkpoint}" if checkpoint else "there is no checkpoint yet"
-    return RefusedError(
+    return Diverged(
         f"training diverged: {what}. Lower trainer.learning_rate (now {learning_rate:g}) or trainer.max_grad_norm;"
         f" {left}"
     )

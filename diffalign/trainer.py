@@ -22,7 +22,7 @@ from torch import Tensor
 
 from diffalign import checks, credit, experience, lessons
 from diffalign.config import CreditConfig, ObjectiveConfig, TrainerConfig
-from diffalign.errors import ConfigError, InputError, RefusedError
+from diffalign.errors import ConfigError, InputError
 from diffalign.experience import Epoch, Experience, Gathered, Judged, Paired, Rollouts, Scored, Shown, Source
 from diffalign.lessons import Lesson, Rows
 from diffalign.methods import POLICY_GRADIENT
@@ -84,7 +84,6 @@ class Trainer:
         self.tracker = _tracker(self.credit)
         self.epoch = 0
         self.updates = 0
-        self._sampling = False
         self._interrupted = threading.Event()
 
     def _check_capabilities(self) -> None:
@@ -136,8 +135,10 @@ class Trainer:
         """One epoch's experience. Where a reward or judge fails for good, the epochs before are saved first."""
         try:
             return self.gather()
+        except (checks.Diverged, Interrupted):
+            raise
         except BaseException:
-            if self.epoch and not self._sampling:
+            if self.epoch:
                 self.save()
             raise
 
@@ -154,7 +155,6 @@ class Trainer:
         count, size = len(prompts), self.policy.batch_size
         seeds = [derive(self.seed, "sample", self.epoch, i) for i in range(count)]
         parts = []
-        self._sampling = True
         for i in range(0, count, size):
             if self._interrupted.is_set():
                 self.save()
@@ -164,7 +164,6 @@ class Trainer:
                 checks.rollout_has_likelihood(parts[0])
                 checks.ratio_is_one(self.policy, parts[0], self.precision, self.objective.clip_range)
             self.on_progress("sampling", min(i + size, count), count)
-        self._sampling = False
         return _joined(parts)
 
     def _sampled(self, prompts: Sequence[Prompt], seeds: Sequence[int]) -> Rollout:
@@ -285,14 +284,14 @@ class Trainer:
     @torch.no_grad()
     def _lesson_fault(self, lesson: Lesson) -> str:
         """Why the updated policy makes nothing of use: what it says of a few samples is not finite. Empty if it is."""
-        finite = bool(lesson.fingerprint().isfinite().all())
+        finite = len(lesson) == 0 or bool(lesson.fingerprint().isfinite().all())
         return "" if finite else "after the update the log-probabilities of a sample are not finite"
 
     def _refuse(self, fault: str) -> None:
         if fault:
             raise self._diverged(fault)
 
-    def _diverged(self, what: str) -> RefusedError:
+    def _diverged(self, what: str) -> checks.Diverged:
         kept: list[Path] = self.run.checkpoints() if self.run else []
         return checks.diverged(what, self.settings.learning_rate, kept[-1] if kept else None)
 

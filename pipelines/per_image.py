@@ -23,13 +23,6 @@ class PerImage:
         reference, tensor = self._found.get(id(image), (None, None))
         return tensor if reference is not None and reference() is image else None
 
-    def known(self, image: Image) -> Tensor:
-        """What was kept of this image; KeyError if nothing was."""
-        found = self.get(image)
-        if found is None:
-            raise KeyError(image)
-        return found
-
     def put(self, image: Image, tensor: Tensor) -> None:
         """Keeps the tensor until the image is gone."""
         key = id(image)
