@@ -15,14 +15,13 @@ from diffalign import prompts as prompt_sources
 from diffalign.config import RunConfig
 from diffalign.errors import ConfigError, UserError
 from diffalign.evaluation import Evaluation, evaluate, step_kl
-from diffalign.lessons import PAIRWISE
 from diffalign.runs import Run, require_empty, unused_folder, write_text
 from diffalign.trainer import Interrupted, Trainer
 from diffalign.types import Scores
 from pipelines.diffusion import DiffusionPolicy
 
 _WATCH = (
-    "a preference loss starts near ln 2 = 0.693 and hardly falls at first: watch the accuracy (policy/accuracy) and"
+    "the loss of DPO starts near ln 2 = 0.693 and hardly falls at first: watch the accuracy (policy/accuracy) and"
     " whether the winners' own likelihood falls (policy/winner_drift below 0)"
 )
 
@@ -73,9 +72,10 @@ class Job:
     def __init__(self, config: RunConfig, directory: Run) -> None:
         self.config, self.directory = config, directory
         self.train_prompts, self.held_out = prompt_sources.load(config.prompts, config.seed)
+        build.check(config)
         self.policy: DiffusionPolicy = build.policy(config)
         self.resolved = build.resolved(config, directory.path)
-        self._judges = build.judges(config) if config.fit is None else None
+        self._judges: build.Judges | None = None
         self.saved: Path | None = None
 
     @property
@@ -109,7 +109,7 @@ class Job:
                 status.say(f"resumed after epoch {trainer.epoch}")
             self.directory.write_config(config)
         self.directory.write_environment(config.seed, hashes.of(self.resolved))
-        if config.objective.name in PAIRWISE and trainer.epoch == 0:
+        if config.objective.name in ("dpo", "robust-dpo") and not config.objective.sft_weight and trainer.epoch == 0:
             status.say(_WATCH)
         total = config.trainer.epochs
 

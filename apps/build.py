@@ -12,13 +12,14 @@ import torch
 from torch import Tensor
 
 from apps.catalogue import recipes, unknown
-from diffalign.config import FITTED, RunConfig, load
+from diffalign.config import FITTED, RunConfig, is_fitted, load
 from diffalign.errors import ConfigError, NotFoundError
 from diffalign.types import Reward, Sample
 from pipelines.diffusion import DiffusionPolicy
 from pipelines.loading import load_policy
 from rewards.arguments import split
 from rewards.combine import Combined
+from rewards.rater import SimulatedRaters
 from rewards.registry import load as load_reward
 
 log = logging.getLogger(__name__)
@@ -42,8 +43,13 @@ def resolved(config: RunConfig, folder: Path) -> RunConfig:
     if config.fit is None:
         return config
     place = f"folder={quote(str(folder / 'reward'), safe='/')}"
-    rewards = [r.model_copy(update={"reward": r.reward.replace(FITTED, place)}) for r in config.rewards]
-    measured = [spec.replace(FITTED, place) for spec in config.evaluation.rewards]
+
+    def placed(spec: str) -> str:
+        name, mark, arguments = spec.partition("?")
+        return name + mark + "&".join(place if argument == FITTED else argument for argument in arguments.split("&"))
+
+    rewards = [entry.model_copy(update={"reward": placed(entry.reward)}) for entry in config.rewards]
+    measured = [placed(spec) for spec in config.evaluation.rewards]
     evaluation = config.evaluation.model_copy(update={"rewards": measured})
     return config.model_copy(update={"rewards": rewards, "evaluation": evaluation})
 
@@ -135,8 +141,9 @@ def judges(config: RunConfig) -> Judges:
         seen[found.name] = spec
         others.append(found)
     counting = [(r, e) for r, e in zip(loaded, config.rewards, strict=True) if e.weight or len(loaded) == 1]
-    kin = {_kind(entry.reward) for _, entry in counting}
-    counted = {r.name for r, _ in counting} | {name for name, spec in seen.items() if _kind(spec) in kin}
+    trained_by = {standard for _, entry in counting for standard in standards(entry.reward)}
+    kin = {name for name, spec in seen.items() if trained_by & standards(spec)}
+    counted = {r.name for r, _ in counting} | kin
     directions = {
         name: r.higher_is_better == (e.weight >= 0)
         for r, e in zip(loaded, config.rewards, strict=True)
@@ -147,9 +154,8 @@ def judges(config: RunConfig) -> Judges:
 
 
 def _measured_only(config: RunConfig) -> Judges:
-    """Of a run that learns from preferences: what simulated raters go by is no judge that was kept out of training."""
+    """Of a run that learns from preferences, where nothing that is measured was optimised."""
     found: dict[str, Reward] = {}
-    behind = set()
     for spec in config.evaluation.rewards:
         loaded = load_reward(spec)
         if loaded.name in found:
@@ -158,17 +164,40 @@ def _measured_only(config: RunConfig) -> Judges:
                 " it another name"
             )
         found[loaded.name] = loaded
-        name, arguments = split(spec)
-        if name == "hidden-utility" and arguments.get("rater") == config.experience.rater:
-            behind.add(loaded.name)
     main, *others = found.values()
-    return Judges(main, others, frozenset(behind), {})
+    return Judges(main, others, frozenset(), {})
 
 
-def _kind(spec: str) -> tuple[str, frozenset[str]]:
-    """What a reward judges by: a graded checker and the plain one are the same judge, two CLIP models are not."""
-    name, _, arguments = spec.partition("?")
-    return name, frozenset(part for part in arguments.split("&") if part and not part.startswith("graded="))
+def standards(spec: str) -> frozenset[str]:
+    """What a reward judges by. Two that share one are no independent judges of each other.
+
+    A graded checker goes by what the plain one goes by; a hidden utility also by its world's checker; every reward of a
+    fitted model by that model; a CLIP model by itself alone.
+    """
+    name, arguments = split(spec)
+    if name == "hidden-utility":
+        raters = SimulatedRaters.load(arguments.get("rater", ""))
+        return frozenset({f"raters {raters.sha256}", f"{raters.profile.world}-checker"})
+    if "folder" in arguments and name in ("preference", "clinician"):
+        return frozenset({f"reward model {Path(arguments['folder']).expanduser().resolve()}"})
+    judged = sorted(f"{key}={value}" for key, value in arguments.items() if key not in ("graded", "name"))
+    return frozenset({"&".join([name, *judged])})
+
+
+def check(config: RunConfig) -> None:
+    """Refuses what is wrong in a configuration, as far as that can be known, before any work is done."""
+    wanted = config.experience
+    for rater in {wanted.rater, config.fit.rater if config.fit else None} - {None}:
+        SimulatedRaters.load(rater or "")
+    for field, path in (("experience.path", wanted.path), ("fit.preferences", config.fit and config.fit.preferences)):
+        if path and not Path(path).expanduser().exists():
+            raise NotFoundError(f"{field}: there is no file {path}")
+    if config.fit is None:
+        judges(config)
+        return
+    for spec in [*(entry.reward for entry in config.rewards), *config.evaluation.rewards]:
+        if not is_fitted(spec):
+            load_reward(spec)
 
 
 def features() -> Callable[[Sequence[Sample]], Tensor] | None:

@@ -23,8 +23,7 @@ def run(recipe: str, overrides: Sequence[str]) -> None:
     """Prints the plan; loads model and rewards, samples nothing."""
     config = build.configuration(recipe, overrides)
     train, held_out = prompt_sources.load(config.prompts, config.seed)
-    if config.fit is None:
-        build.judges(config)
+    build.check(config)
     policy = build.policy(config)
     trained = sum(p.numel() for p in policy.trainable().values())
     size = sum(p.numel() for p in policy.family.denoiser.parameters())
@@ -51,9 +50,12 @@ def run(recipe: str, overrides: Sequence[str]) -> None:
 def updates(config: RunConfig) -> str:
     """Updates of an epoch; what is not known before sampling is an upper bound."""
     settings, source = config.trainer, config.experience.source
-    count = settings.inner_epochs * math.ceil(items(config) / settings.batch_size)
-    most = "at most " if source in ("best-of-n", "online-pairs") else ""
-    return f"{most}{count} (each over {settings.batch_size} {'pairs' if source.endswith('pairs') else 'samples'})"
+    learned = items(config) * (2 if config.objective.name == "kto" and source.endswith("pairs") else 1)
+    count = settings.inner_epochs * math.ceil(learned / settings.batch_size)
+    both = config.objective.name == "kto" and source.endswith("pairs")  # KTO takes a pair apart
+    most = "at most " if both or source in ("best-of-n", "online-pairs") else ""
+    what = "pairs" if source.endswith("pairs") and config.objective.name not in ("kto", "sft") else "samples"
+    return f"{most}{count} (each over {settings.batch_size} {what})"
 
 
 def items(config: RunConfig) -> int:
@@ -74,6 +76,8 @@ def images(config: RunConfig, held_out: int) -> tuple[int, int, int]:
     sampled = epochs * config.trainer.samples_per_epoch
     if wanted.source in RECORDED:
         sampled = wanted.collect * (2 if wanted.source == "pairs" else 1) if wanted.rater is not None else 0
+    if config.fit is not None and config.fit.rater is not None:
+        sampled += 2 * config.fit.collect
     return sampled, moments * held_out, 2 * held_out * config.evaluation.seeds_per_prompt
 
 
@@ -114,7 +118,7 @@ def memory(policy: DiffusionPolicy, config: RunConfig) -> int:
     weights: int = sum(p.numel() * p.element_size() for module in modules for p in module.parameters())
     trained = sum(3 * p.numel() * FLOAT32 for p in policy.trainable().values())
     latent = math.prod(policy.family.latent_shape) * FLOAT32
-    steps = config.sampler.steps + 1 if config.objective.name in POLICY_GRADIENT else 1
+    steps = 1 if config.experience.source in RECORDED else config.sampler.steps + 1
     stored = config.trainer.samples_per_epoch * steps * latent
     return weights + trained + stored + _activations(policy) * config.trainer.micro_batch_size
 

@@ -26,13 +26,13 @@ def run(
     directory: Run,
     status: Status,
 ) -> None:
-    """Fits to RUN/preferences.parquet, and writes RUN/reward/ with a card beside it. A finished fit is kept.
+    """Fits to RUN/reward-preferences.parquet, and writes RUN/reward/ with a card beside it. A finished fit is kept.
 
     Neither pairs of held-out prompts nor samples of them are seen.
     """
     if (directory.path / "reward" / "reward.json").is_file():
         return
-    path = directory.path / "preferences.parquet"
+    path = directory.path / "reward-preferences.parquet"
     if wanted.rater is not None:
         judge_pairs(path, wanted.rater, wanted.collect, wanted.criteria, config.seed, policy, prompts, status)
     elif not path.exists():

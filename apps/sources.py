@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
+from typing import overload
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -15,6 +16,7 @@ from diffalign.config import RunConfig
 from diffalign.errors import InputError, NotFoundError
 from diffalign.experience import BestOfN, JudgedPairs, OnlinePairs, Recorded, RecordedPairs, Rollouts, Source
 from diffalign.preferences import Broken
+from diffalign.prompts import of_images, plain
 from diffalign.runs import Run, new_file
 from diffalign.seeds import derive
 from diffalign.types import Policy, Preference, Prompt, Reward, Sample
@@ -90,9 +92,15 @@ def recorded_pairs(path: Path, criterion: str | None, held_out: Sequence[Prompt]
         if not kept:
             raise InputError(f"{path} has no judgement by {criterion!r}; it has {', '.join(there)}")
     labels = table.labels()
+    if broken := [i for i in kept if not _probability(labels[i])]:
+        raise InputError(f"{path}: the labels of {len(broken)} rows are no probabilities, of row {broken[0]} first")
     if all(labels[i] == 0.5 for i in kept):
         raise InputError(f"{path}: all {len(kept)} pairs are ties, so none says what is better")
     return RecordedPairs(table, kept, table.modality)
+
+
+def _probability(label: float | None) -> bool:
+    return label is not None and 0 <= label <= 1
 
 
 def recorded_labels(path: Path, held_out: Sequence[Prompt], say: Say) -> Recorded:
@@ -109,8 +117,6 @@ def recorded_labels(path: Path, held_out: Sequence[Prompt], say: Say) -> Recorde
 
 def demonstrations(folder: Path, held_out: Sequence[Prompt], say: Say) -> Recorded:
     """The images of a folder, with the prompts of its ``prompts.jsonl`` or ``prompts.csv``, that are not held out."""
-    from diffalign.prompts import of_images
-
     if not folder.is_dir():
         raise NotFoundError(f"experience.path: {folder} is no folder of images")
     asked = of_images(folder)
@@ -121,18 +127,34 @@ def demonstrations(folder: Path, held_out: Sequence[Prompt], say: Say) -> Record
         raise InputError(f"{folder} lacks {len(missing)} of {len(names)} images that it lists, {missing[0]} first")
     kept = [names[i] for i in apart([asked[name] for name in names], held_out)]
     _say_left_out(say, folder, "images", len(names), len(kept))
-    return Recorded([Sample(asked[name], image=images.load(folder / name)) for name in kept])
+    return Recorded(Pictures(folder, [(name, asked[name]) for name in kept]))
+
+
+class Pictures(Sequence[Sample]):
+    """The images of a folder as samples; each is read when it is asked for."""
+
+    def __init__(self, folder: Path, listed: Sequence[tuple[str, Prompt]]) -> None:
+        self.folder, self.listed = folder, listed
+
+    def __len__(self) -> int:
+        return len(self.listed)
+
+    @overload
+    def __getitem__(self, index: int) -> Sample: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[Sample]: ...
+    def __getitem__(self, index: int | slice) -> Sample | Sequence[Sample]:
+        if isinstance(index, slice):
+            return Pictures(self.folder, self.listed[index])
+        name, prompt = self.listed[index]
+        return Sample(prompt, image=images.load(self.folder / name))
 
 
 def apart(prompts: Sequence[Prompt], held_out: Sequence[Prompt]) -> list[int]:
     """Numbers of the prompts that are not held out: neither by case or id, nor by text."""
     groups = {preferences.group(prompt) for prompt in held_out}
-    texts = {_plain(prompt) for prompt in held_out}
-    return [i for i, p in enumerate(prompts) if preferences.group(p) not in groups and _plain(p) not in texts]
-
-
-def _plain(prompt: Prompt) -> str:
-    return " ".join(prompt.text.casefold().split())
+    texts = {plain(prompt.text) for prompt in held_out} - {""}
+    return [i for i, p in enumerate(prompts) if preferences.group(p) not in groups and plain(p.text) not in texts]
 
 
 def _say_left_out(say: Say, path: Path, what: str, there: int, kept: int) -> None:

@@ -69,7 +69,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "ReST on a fitted reward": FITTED | {
         "experience": {"source": "best-of-n", "keep": [0.5, 0.25]},
         "objective": {"name": "sft", "draws": 4},
-        "trainer": trainer(40, 64, 16, 1e-3, samples_per_prompt=8, inner_epochs=2),
+        "trainer": trainer(40, 64, 16, 3e-4, samples_per_prompt=8, inner_epochs=2),
     },
     "DPO": {
         "experience": {"source": "pairs", "path": PAIRS},

@@ -45,6 +45,7 @@ __all__ = [
     "apply_override",
     "dump",
     "field_lines",
+    "is_fitted",
     "load",
     "parse",
     "standing_at",
@@ -54,6 +55,11 @@ __all__ = [
 
 FITTED = "folder=fitted"
 """How a reward names the reward model that the run itself fits first."""
+
+
+def is_fitted(reward: str) -> bool:
+    """Whether this name of a reward is that of the reward model that the run fits first."""
+    return FITTED in reward.partition("?")[2].split("&")
 
 
 class RewardConfig(Section):
@@ -197,7 +203,12 @@ class RunConfig(Section):
         source, objective = self.experience.source, self.objective.name
         if fault := combination_fault(objective, source):
             raise ValueError(fault)
-        named = any(FITTED in spec for spec in [*(entry.reward for entry in self.rewards), *self.evaluation.rewards])
+        if source == "best-of-n" and len(self.experience.keep) > self.trainer.inner_epochs:
+            raise ValueError(
+                f"experience.keep has {len(self.experience.keep)} passes, and trainer.inner_epochs is"
+                f" {self.trainer.inner_epochs}: the later ones would never be made"
+            )
+        named = any(map(is_fitted, [*(entry.reward for entry in self.rewards), *self.evaluation.rewards]))
         if named != (self.fit is not None):
             raise ValueError(
                 f"a reward names {FITTED}, but there is no section fit that says what to fit it to" if named else

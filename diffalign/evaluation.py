@@ -267,11 +267,13 @@ def _distance(
 
 @torch.no_grad()
 def step_kl(policy: Policy, rollouts: Sequence[Rollout]) -> float | None:
-    """Mean closed-form KL to the reference along these trajectories, per step; None where the policy has none.
+    """Mean closed-form KL to the reference along these trajectories, per step; None where no step has noise.
 
-    It is asked a step at a time, so it needs no more memory than sampling.
+    Sampling without noise (``eta`` 0) has no likelihood, so no KL either. It is asked a step at a time, so it needs no
+    more memory than sampling.
     """
-    if not {"step_kl", "reference"} <= policy.capabilities:
+    likely = any(bool(rollout.mask.any()) for rollout in rollouts)
+    if not likely or not {"step_kl", "reference"} <= policy.capabilities:
         return None
     values = []
     for rollout in rollouts:

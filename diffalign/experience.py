@@ -121,9 +121,7 @@ class Rollouts:
 
     def sampled(self, epoch: Epoch) -> Rollout:
         """An epoch's samples, ``samples_per_prompt`` of each of its prompts."""
-        count, repeats = epoch.settings.samples_per_epoch, epoch.settings.samples_per_prompt
-        picked = epoch.picked(count // repeats, len(self.prompts), "prompts")
-        return epoch.sample([self.prompts[i] for i in picked for _ in range(repeats)])
+        return _sampled(epoch, self.prompts)
 
     def _scored(self, epoch: Epoch) -> tuple[Scored, dict[str, float]]:
         started = time.perf_counter()
@@ -200,9 +198,7 @@ class JudgedPairs:
     def gather(self, epoch: Epoch) -> Gathered:
         """See Source."""
         started = time.perf_counter()
-        repeats = epoch.settings.samples_per_prompt
-        picked = epoch.picked(epoch.settings.samples_per_epoch // repeats, len(self.prompts), "prompts")
-        rollout = epoch.sample([self.prompts[i] for i in picked for _ in range(repeats)])
+        rollout = _sampled(epoch, self.prompts)
         sampled = time.perf_counter()
         pairs = [
             (rollout.samples[index[k]], rollout.samples[index[k + 1]])
@@ -251,17 +247,18 @@ class Recorded:
         if not samples:
             raise InputError("there is no sample to train on")
         if good is not None and len(set(good)) < 2:
+            advice = "; imitate good samples with objective sft and source demonstrations" if good[0] else ""
             raise InputError(
-                f"all {len(good)} labels are {'good' if good[0] else 'bad'}: there is nothing to tell apart; imitate"
-                " good samples with objective sft and source demonstrations"
+                f"all {len(good)} labels are {'good' if good[0] else 'bad'}: there is nothing to tell apart{advice}"
             )
         self.name = "demonstrations" if good is None else "labels"
-        self.samples, self.good, self.modality = list(samples), good, modality
+        self.samples, self.good, self.modality = samples, good, modality
 
     def gather(self, epoch: Epoch) -> Gathered:
         """See Source."""
         picked = epoch.picked(epoch.settings.samples_per_epoch, len(self.samples), "samples")
-        samples = [self.samples[i] for i in picked]
+        read = {i: self.samples[i] for i in sorted(set(picked))}
+        samples = [read[i] for i in picked]
         if self.good is None:
             return Gathered(Shown(samples))
         good = torch.tensor([self.good[i] for i in picked])
@@ -297,6 +294,12 @@ def reward_metrics(scores: Scores) -> dict[str, float]:
     metrics["reward/std"] = float(known.std(correction=0))
     metrics["reward/failed"] = float(len(scores.total) - len(known))
     return metrics
+
+
+def _sampled(epoch: Epoch, prompts: Sequence[Prompt]) -> Rollout:
+    count, repeats = epoch.settings.samples_per_epoch, epoch.settings.samples_per_prompt
+    picked = epoch.picked(count // repeats, len(prompts), "prompts")
+    return epoch.sample([prompts[i] for i in picked for _ in range(repeats)])
 
 
 def _groups(samples: Sequence[Sample]) -> list[list[int]]:

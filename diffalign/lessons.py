@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from diffalign.config import ObjectiveConfig
+from diffalign.denoising import denoising_error
 from diffalign.errors import ConfigError
 from diffalign.methods import POLICY_GRADIENT
 from diffalign.objectives import policy_gradient, preference, supervised
@@ -252,7 +253,7 @@ class Comparisons(_Whole):
 
     def _guarded(self, samples: Sequence[Sample], draw: Draw, label: Tensor) -> tuple[Tensor, Tensor]:
         residual = cast(LikelihoodPolicy, self.policy).denoising_residual(samples, draw)
-        first, second = (-(residual**2).flatten(1).mean(1)).chunk(2)
+        first, second = (-denoising_error(residual)).chunk(2)
         one, two = residual.detach().chunk(2)
         won = (label >= 0.5).reshape(-1, *[1] * (one.ndim - 1))
         scale = preference.safe_loser_scale(
@@ -293,15 +294,26 @@ class Verdicts(_Whole):
     @torch.no_grad()
     def _baseline(self, rows: Rows) -> Tensor:
         """How far the policy has drifted on these rows, each sample under the prompt of another if mismatched."""
-        samples = [self.samples[i] for i in rows.items.tolist()]
-        if self.objective.baseline == "mismatched":
-            samples = _mismatched(samples)
+        items = rows.items.tolist()
+        samples = [self._mismatched(i) if self.objective.baseline == "mismatched" else self.samples[i] for i in items]
         drift = []
         for chunk in torch.arange(len(rows)).split(self.policy.batch_size):
             few, draw = [samples[i] for i in chunk.tolist()], rows.take(chunk).draw()
             drift.append(self._ask(few, draw) - self._ask_reference(few, draw))
         known = torch.cat(drift)
         return preference.kto_baseline(known, torch.zeros_like(known))
+
+    def _mismatched(self, item: int) -> Sample:
+        """The sample with the prompt of the next one, among all of the epoch, that has another."""
+        sample, count = self.samples[item], len(self.samples)
+        others = (self.samples[(item + k) % count].prompt for k in range(1, count))
+        other = next((prompt for prompt in others if prompt.key != sample.prompt.key), None)
+        if other is None:
+            raise ConfigError(
+                "kto's mismatched baseline needs two prompts in an epoch at least: raise trainer.samples_per_epoch, or"
+                " set objective.baseline to batch"
+            )
+        return replace(sample, prompt=other)
 
     def inputs(self, rows: Rows) -> Inputs:
         """See Lesson."""
@@ -361,7 +373,12 @@ class Examples(_Whole):
 
     def loss(self, inputs: Inputs) -> tuple[Tensor, Metrics]:
         """See Lesson."""
-        return supervised.sft(**inputs) if self.advantages is None else supervised.weighted(**inputs)
+        if self.advantages is None:
+            return supervised.sft(**inputs)
+        loss, metrics = supervised.weighted(**inputs)
+        # A sample has as many rows as draws, all of one weight.
+        metrics["effective_samples"] = metrics["effective_samples"] / (self.objective.draws or 1)
+        return loss, metrics
 
     def _few(self) -> Sequence[Sample]:
         return self.samples[:FEW]
@@ -388,21 +405,6 @@ def _pairwise(objective: ObjectiveConfig) -> Callable[..., tuple[Tensor, Metrics
     elif objective.name == "robust-dpo":
         own["flip_probability"] = objective.flip_probability or 0.0
     return partial(PAIRWISE[objective.name], **own)
-
-
-def _mismatched(samples: Sequence[Sample]) -> list[Sample]:
-    """Each sample with the prompt of another sample, the next one with a different prompt."""
-    found = []
-    for i, sample in enumerate(samples):
-        others = (samples[(i + k) % len(samples)].prompt for k in range(1, len(samples)))
-        other = next((prompt for prompt in others if prompt.key != sample.prompt.key), None)
-        if other is None:
-            raise ConfigError(
-                "kto's mismatched baseline needs two prompts in an update at least: raise trainer.batch_size, or set"
-                " objective.baseline to batch"
-            )
-        found.append(replace(sample, prompt=other))
-    return found
 
 
 def _uniform(seed: int) -> float:

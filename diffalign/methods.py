@@ -22,7 +22,7 @@ FIELDS: Mapping[str, Mapping[str, object]] = {
     "reward-weighted": {"temperature": 1.0, **_DRAWS},
     "dpo": {"label_smoothing": 0.0, **_PAIRWISE},
     "robust-dpo": {"flip_probability": 0.1, **_PAIRWISE},
-    "ipo": _PAIRWISE,
+    "ipo": {name: value for name, value in _PAIRWISE.items() if name != "sft_weight"},
     "hinge": _PAIRWISE,
     "kto": {"desirable_weight": 1.0, "undesirable_weight": 1.0, "baseline": "mismatched", **_DRAWS, "beta": 1000.0},
     "sft": _DRAWS,
@@ -67,7 +67,8 @@ class ObjectiveConfig(Section):
     flip_probability: Annotated[float, Field(ge=0, lt=0.5)] | None = None
     """Of ``robust-dpo``: share of labels known to be flipped, whose effect is undone in the mean."""
     sft_weight: Annotated[float, Field(ge=0)] | None = None
-    """Weight of the winner's own likelihood, times ``beta``: a guard against winners that fall; 0 leaves it out."""
+    """Weight of the winner's own likelihood, times ``beta``: a guard against winners that fall; 0 leaves it out.
+    Not for ``ipo``, whose slope does not grow with ``beta``."""
     loser_safety: Annotated[float, Field(ge=0, le=1)] | None = None
     """Diffusion-SDPO's guard: the loser's gradient is scaled down where it would raise the winner's error, by this
     share of the winner's own gradient; null leaves it out."""
@@ -133,9 +134,9 @@ class ExperienceConfig(Section):
     ``labels``), or fresh samples (``online-pairs``), where nobody recorded what people think."""
     collect: int = Field(512, ge=2)
     """Pairs or labels that the simulated raters give before training."""
-    keep: list[Annotated[float, Field(gt=0, le=1)]] = Field([0.5, 0.25], min_length=1)
+    keep: list[Annotated[float, Field(gt=0, le=1)]] = Field([0.5], min_length=1)
     """Of ``best-of-n``: share of each prompt's samples that is kept, one number for each pass over the epoch's
-    samples (``trainer.inner_epochs`` repeats the last): ReST's rising threshold, or RAFT's with a single one."""
+    samples (further ``trainer.inner_epochs`` repeat the last): ReST's rising threshold, or RAFT's with one."""
 
     @model_validator(mode="after")
     def _has_data(self) -> ExperienceConfig:

@@ -9,7 +9,7 @@ import csv
 import io
 import json
 import logging
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -46,8 +46,19 @@ def load(config: PromptsConfig, seed: int) -> tuple[list[Prompt], list[Prompt]]:
             f" prompts.held_out {config.held_out} ask for {config.train + config.held_out}"
         )
     order = torch.randperm(len(prompts), generator=torch.Generator().manual_seed(derive(seed, "split")))
-    shuffled = [prompts[i] for i in order.tolist()]
-    return shuffled[config.held_out : config.held_out + config.train], shuffled[: config.held_out]
+    return _sides([prompts[i] for i in order.tolist()], config)
+
+
+def _sides(shuffled: Sequence[Prompt], config: PromptsConfig) -> tuple[list[Prompt], list[Prompt]]:
+    """The first prompts are held out, and with them every other prompt of their cases."""
+    held_out = list(shuffled[: config.held_out])
+    cases = {prompt.attributes.get("case") for prompt in held_out} - {None}
+    rest = [p for p in shuffled[config.held_out :] if p.attributes.get("case") not in cases]
+    if len(rest) < config.train:
+        raise ConfigError(
+            f"{config.source}: {len(rest)} prompts are of no held-out case, and prompts.train asks for {config.train}"
+        )
+    return rest[: config.train], held_out
 
 
 def read(path: Path) -> list[Prompt]:
@@ -65,7 +76,7 @@ def read(path: Path) -> list[Prompt]:
     texts: dict[str, Prompt] = {}
     lines: dict[str, tuple[int, str]] = {}
     for number, prompt in _numbered(path):
-        same = _same(prompt.text)
+        same = plain(prompt.text)
         before, text = lines.setdefault(prompt.key, (number, same))
         if text != same:
             raise InputError(f"{path}:{number}: id {prompt.key!r} stands for another text in line {before}")
@@ -114,8 +125,8 @@ def _text(path: Path) -> str:
         raise InputError(f"{path} is not UTF-8 text") from None
 
 
-def _same(text: str) -> str:
-    """Texts that differ in spaces and capitals alone are the same to a text encoder, or nearly."""
+def plain(text: str) -> str:
+    """The text as it is compared: without the spaces and capitals that an encoder hardly sees."""
     return " ".join(text.split()).casefold()
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -31,7 +32,7 @@ from diffalign.runs import Run
 from diffalign.trainer import Trainer
 from diffalign.types import Preference, Prompt, Sample, Scores
 from pipelines.diffusion import DiffusionPolicy
-from tests.test_trainer import CONFIG, PROMPTS, Target, WalkPolicy
+from tests.test_trainer import CONFIG, PROMPTS, Brightness, Target, WalkPolicy
 
 
 def walks(count: int, seed: int = 0) -> list[Sample]:
@@ -164,16 +165,22 @@ def test_an_sft_term_holds_up_the_winner() -> None:
 
 
 def test_the_guard_against_losers_leaves_the_values_and_cuts_the_gradient() -> None:
-    source = SOURCES["pairs"]()
-    free, held = trainer("dpo", source), trainer("dpo", source, loser_safety=0.9)
-    for job in (free, held):
-        job.train(3)
-    lessons = [job.lesson(free.gather().experience) for job in (free, held)]
-    held.policy.mean.data.copy_(free.policy.mean)  # type: ignore[attr-defined]
-    rows = lessons[0].rows(torch.arange(16), 0)
-    losses = [lesson.loss(lesson.inputs(rows))[0] for lesson in lessons]
+    """Two samples beyond the same mean: to push the loser away would push the winner, too, so less of it is done."""
+    ends = [replace(sample, text=text) for sample, text in zip(walks(3)[::2], ("2.0", "3.0"), strict=True)]
+    pairs = [Preference(ends[0].prompt, *ends, 1.0)] * 8
+    jobs = [trainer("dpo", RecordedPairs(pairs, range(8), "text"), loser_safety=safety) for safety in (None, 0.9)]
+    losses, gradients = [], []
+    for job in jobs:
+        lesson = job.lesson(job.gather().experience)
+        loss, _ = lesson.loss(lesson.inputs(lesson.rows(torch.arange(8), 0)))
+        losses.append(loss.detach())
+        gradients.append(torch.autograd.grad(loss.sum(), job.policy.mean)[0])  # type: ignore[attr-defined]
     torch.testing.assert_close(losses[0], losses[1])
-    assert not torch.equal(free.policy.mean, WalkPolicy().mean)  # type: ignore[attr-defined]
+    # The residuals are -2 and -3 deviations: free, the loser's pull of 3 beats the winner's 2, and the step goes the
+    # wrong way; guarded it is scaled to (1 - 0.9) 2 x 2 / (2 x 3) = 1/15, which leaves 2 - 3 / 15 = 1.8.
+    own, free, held = PROMPTS.index(ends[0].prompt), gradients[0], gradients[1]
+    assert free[own, 0] > 0 > held[own, 0]
+    assert float(held[own, 0] / free[own, 0]) == pytest.approx(-1.8, rel=1e-4)
 
 
 def test_best_of_n_keeps_the_best_of_each_prompt() -> None:
@@ -291,7 +298,7 @@ def test_what_cannot_be_learned_from_is_refused() -> None:
         job.train()
     one = [sample for sample in samples if sample.prompt == PROMPTS[0]]
     alone = trainer("kto", Recorded(one, [True, False], "text"), samples_per_epoch=8, batch_size=8)
-    with pytest.raises(ConfigError, match="needs two prompts in an update at least"):
+    with pytest.raises(ConfigError, match="needs two prompts in an epoch at least"):
         alone.train()
 
 
@@ -367,6 +374,54 @@ def test_preference_runs_resume_bit_for_bit(make: Callable[..., DiffusionPolicy]
     assert resumed.resume() and resumed.epoch == 2
     resumed.train()
     assert all(torch.equal(p, resumed.parameters[name]) for name, p in straight.parameters.items())
+
+
+def test_labels_resume_bit_for_bit_whatever_was_encoded_before(
+    make: Callable[..., DiffusionPolicy], tmp_path: Path
+) -> None:
+    """25 samples and 24 of them an epoch: a resumed run meets new images in other numbers than one that went on."""
+    pairs = shades(13)
+    samples = [sample for pair in pairs for sample in (pair.first, pair.second)][:25]
+
+    def job(run: Run | None) -> Trainer:
+        policy = make(adapter=AdapterConfig(), sampler=SamplerConfig(steps=3))
+        return Trainer(
+            policy,
+            Recorded(samples, [i % 3 == 0 for i in range(25)]),
+            settings=TrainerConfig(epochs=4, samples_per_epoch=24, batch_size=6, learning_rate=1e-2),
+            objective=ObjectiveConfig(name="kto"),
+            run=run,
+        )
+
+    straight, run = job(None), Run.create(tmp_path / "run", parse(CONFIG))
+    straight.train()
+    job(run).train(2)
+    resumed = job(run)
+    assert resumed.resume()
+    resumed.train()
+    assert all(torch.equal(p, resumed.parameters[name]) for name, p in straight.parameters.items())
+
+
+def test_an_epoch_without_experience_is_passed_over(make: Callable[..., DiffusionPolicy], tmp_path: Path) -> None:
+    """Where all samples of every prompt score alike there is no pair: nothing is learned, and nothing breaks."""
+    policy = make(adapter=AdapterConfig(), sampler=SamplerConfig(steps=3))
+
+    class Settled(Brightness):
+        calls = 0
+
+        def __call__(self, samples: Sequence[Sample]) -> Scores:
+            self.calls += 1
+            return super().__call__(samples) if self.calls != 2 else Scores(torch.ones(len(samples)))
+
+    job = Trainer(
+        policy,
+        OnlinePairs(Settled(), [Prompt("a red ball")]),  # type: ignore[arg-type]
+        settings=TrainerConfig(epochs=3, samples_per_epoch=4, samples_per_prompt=4, batch_size=4),
+        objective=ObjectiveConfig(name="dpo"),
+        run=Run.create(tmp_path / "run", parse(CONFIG)),
+    )
+    job.train()
+    assert job.epoch == 3 and job.updates == 2
 
 
 def test_an_image_is_encoded_once(make: Callable[..., DiffusionPolicy], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -211,7 +211,9 @@ def test_a_split_has_the_share_that_was_asked_for() -> None:
 
 def test_a_case_is_a_group() -> None:
     assert group(Prompt("lesion left", attributes={"case": 3})) == group(Prompt("lesion right", attributes={"case": 3}))
-    assert group(Prompt("a", id="p1")) == "p1" and group(Prompt("a")) == "a"
+    assert (
+        group(Prompt("A  b", id="p1")) == group(Prompt("a b", id="p2")) == "a b" and group(Prompt("", id="p1")) == "p1"
+    )
 
 
 def test_a_split_that_cannot_be_is_refused() -> None:

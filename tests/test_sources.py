@@ -12,6 +12,7 @@ import pytest
 import yaml
 from PIL import Image
 
+import rewards
 from apps import build, dry_run
 from diffalign import preferences
 from diffalign.runs import Run
@@ -20,6 +21,9 @@ from tests.test_cli import desk, diffalign
 
 __all__ = ["desk"]
 
+RATERS = Path(rewards.__file__).parent / "raters"
+MEDIAN = 0.043
+"""About the median utility of what the tiny model draws."""
 TEXTS = [f"{n} {c} ball" for n in ("one", "two") for c in ("red", "blue")]
 
 
@@ -80,15 +84,11 @@ def test_a_run_learns_from_what_was_recorded(desk: Path, source: str, objective:
         case _:
             shown(desk)
     learn(desk, source, objective, "shown" if source == "demonstrations" else "recorded")
-    if objective == "kto":  # the desk's two prompts may well fill a batch of one prompt
-        learn(desk, source, objective, "recorded")
-        text = (desk / "learn.yaml").read_text()
-        (desk / "learn.yaml").write_text(text.replace("name: kto", "name: kto\n  baseline: batch"))
     result = diffalign("align", "learn.yaml")
     assert result.exit_code == 0, result.output
     count, what = (16, "pairs") if source == "pairs" else (8, "labels" if source == "labels" else "images")
     assert f"{count // 2} of {count} {what} are of held-out prompts, and left out of training" in result.output
-    assert ("a preference loss starts near ln 2" in result.output) is (objective == "dpo")
+    assert ("the loss of DPO starts near ln 2" in result.output) is (objective == "dpo")
     run = Run(desk / "runs" / "learn")
     metrics = run.metrics()[0]
     assert {"policy/loss", "count/updates", "time/update"} <= metrics.keys() and "reward/total" not in metrics
@@ -112,20 +112,18 @@ def rated(desk: Path, source: str, objective: str, rater: str = "emoji") -> None
 
 @pytest.mark.parametrize(("source", "objective"), [("pairs", "dpo"), ("labels", "kto"), ("online-pairs", "ipo")])
 def test_simulated_raters_stand_in_for_people(desk: Path, source: str, objective: str) -> None:
-    """What they said is kept, and asked for once; what they want is no judge that was kept out of training."""
-    rated(desk, source, objective)
-    settings = [] if objective != "kto" else ["--set", "objective.baseline=batch"]
-    result = diffalign("align", "learn.yaml", *settings)
-    # The tiny model draws nothing of what was asked, so its raters may find no thumbs up: that is refused.
-    if source == "labels" and result.exit_code == 2:
-        assert "labels are bad: there is nothing to tell apart" in result.output
-        return
+    """What they said is kept, and asked for once; what they want was never optimised."""
+    lenient = RATERS.joinpath("emoji.yaml").read_text().replace("good_above: 0.73", f"good_above: {MEDIAN}")
+    (desk / "lenient.yaml").write_text(lenient)
+    rater = "lenient.yaml" if source == "labels" else "emoji"
+    rated(desk, source, objective, rater)
+    result = diffalign("align", "learn.yaml", "--set", "evaluation.seeds_per_prompt=2")
     assert result.exit_code == 0, result.output
     run = Run(desk / "runs" / "learn")
     evaluation = json.loads((run.path / "evaluation.json").read_text())
-    assert evaluation["rewards"]["hidden-utility"]["trained_on"]
+    assert not evaluation["rewards"]["hidden-utility"]["trained_on"]
     assert not evaluation["rewards"]["compressibility"]["trained_on"]
-    assert "what the simulated raters emoji prefer" in (run.path / "report.html").read_text()
+    assert f"what the simulated raters {rater} prefer" in (run.path / "report.html").read_text()
     if source == "pairs":
         table = preferences.Table(run.path / "preferences.parquet")
         assert len(table) == 12 and {p.criterion for p in table} == {"overall"}
@@ -186,7 +184,7 @@ def test_a_reward_model_sees_no_pair_of_a_held_out_prompt(desk: Path) -> None:
     (desk / "loop.yaml").write_text(yaml.safe_dump(data, sort_keys=False))
     result = diffalign("align", "loop.yaml", "--set", "trainer.epochs=0")
     assert "30 pairs are of held-out prompts, and left out of the reward model" in result.output, result.output
-    seen = {p.prompt.text for p in preferences.Table(desk / "runs" / "loop" / "preferences.parquet")}
+    seen = {p.prompt.text for p in preferences.Table(desk / "runs" / "loop" / "reward-preferences.parquet")}
     assert len(seen) == 3
 
 
@@ -196,11 +194,6 @@ def broken_labels(desk: Path) -> None:
 
 def other_columns(desk: Path) -> None:
     pq.write_table(pa.table({"prompt": ["a"], "winner": [1]}), desk / "recorded")
-
-
-def held_out_only(desk: Path) -> None:
-    (desk / "prompts.txt").write_text("one red ball\ntwo red ball\nx\ny\n")
-    preferences.write(desk / "recorded", pairs())
 
 
 @pytest.mark.parametrize(
@@ -265,3 +258,44 @@ def test_all_pairs_of_held_out_prompts_are_refused(desk: Path) -> None:
         )  # fmt: skip
         refused.append("belong to held-out prompts" in out.stderr)
     assert any(refused) and not all(refused)
+
+
+def test_rewards_that_go_by_the_same_are_no_independent_judges(tmp_path: Path) -> None:
+    """A hidden utility is built on its world's checker; a fitted model is one judge under any name."""
+    one = str(tmp_path / "reward")
+    assert build.standards("hidden-utility?rater=emoji") & build.standards("emoji-checker?graded=true")
+    assert not build.standards("hidden-utility?rater=emoji") & build.standards("brain-mr-checker")
+    same = RATERS / "emoji.yaml"
+    assert build.standards("hidden-utility?rater=emoji") == build.standards(f"hidden-utility?rater={same}")
+    fitted = build.standards(f"clinician?folder={one}&kappa=0&name=mean")
+    assert fitted == build.standards(f"preference?folder={one}") and not fitted & build.standards("preference?folder=x")
+    assert not build.standards("clip") & build.standards("clip?model=ViT-B-32&pretrained=openai")
+    assert build.judges(build.configuration("emoji-rest")).trained_on == {"hidden-utility", "emoji-checker"}
+    assert not build.judges(build.configuration("emoji-dpo")).trained_on
+
+
+@pytest.mark.parametrize(
+    ("recipe", "change", "message"),
+    [
+        ("emoji-dpo", "experience.rater=emojii", "emojii"),
+        ("emoji-loop", "fit.rater=emojii", "emojii"),
+        ("emoji-loop", "evaluation.rewards=[nonsense]", "there is no reward 'nonsense'"),
+        ("emoji-loop", "rewards=[preference?folder=fitted-old]", "fit: no reward names what it fits"),
+        ("sd15-dpo", "experience.path=nowhere.parquet", "experience.path: there is no file nowhere.parquet"),
+    ],
+)
+def test_mistakes_are_told_before_any_work(desk: Path, recipe: str, change: str, message: str) -> None:
+    for more in ([], ["--dry-run"]):
+        (desk / "pairs.parquet").unlink(missing_ok=True)
+        preferences.write(desk / "pairs.parquet", pairs())
+        settings = [change, "prompts.train=2", "prompts.held_out=1"] if recipe.startswith("sd15") else [change]
+        result = diffalign("align", recipe, *[w for s in settings for w in ("--set", s)], *more)
+        assert result.exit_code == 2, result.output
+        assert message in result.stderr and not (desk / "runs" / recipe).exists()
+
+
+def test_the_plan_counts_what_a_fit_collects() -> None:
+    config = build.configuration("emoji-loop")
+    assert dry_run.images(config, 0)[0] == 20 * 64 + 2 * 512
+    kto = build.configuration("emoji-dpo", ["objective={name: kto}"])
+    assert dry_run.updates(kto) == "at most 8 (each over 16 samples)"

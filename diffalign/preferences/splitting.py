@@ -5,14 +5,18 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from diffalign.errors import ConfigError, InputError
+from diffalign.prompts import plain
 from diffalign.seeds import derive
 from diffalign.types import Prompt
 
 
 def group(prompt: Prompt) -> str:
-    """What must not stand on both sides: the case that the prompt is about (``attributes["case"]``), or the prompt."""
+    """What must not stand on both sides: the case that the prompt is about (``attributes["case"]``), or its text.
+
+    Spaces and capitals do not make another text, and ids do not. A prompt without text is known by its id.
+    """
     case = prompt.attributes.get("case")
-    return prompt.key if case is None else f"case {case}"
+    return plain(prompt.text) or prompt.key if case is None else f"case {case}"
 
 
 def is_held_out(key: str, share: float, seed: int = 0) -> bool:

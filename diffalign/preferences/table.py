@@ -205,8 +205,8 @@ class Table:
             return ["overall"] * len(self)
         return [value or "overall" for value in self._column("criterion")]
 
-    def labels(self) -> list[float]:
-        """The label of each row; reads no image."""
+    def labels(self) -> list[float | None]:
+        """The label of each row, None where it has none; reads no image."""
         return self._column("label")
 
     def _column(self, name: str) -> list[Any]:
