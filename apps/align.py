@@ -155,6 +155,7 @@ class Job:
             seeds_per_prompt=self.config.evaluation.seeds_per_prompt,
             seed=self.config.seed,
             features=build.features(),
+            spreads=build.spreads(),
             on_progress=status,
         )
         write_text(self.directory.path / "evaluation.json", outcome.dumps())

@@ -5,10 +5,12 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from urllib.parse import quote
 
 import torch
+from PIL.Image import Image
 from torch import Tensor
 
 from apps.catalogue import recipes, unknown
@@ -213,3 +215,14 @@ def features() -> Callable[[Sequence[Sample]], Tensor] | None:
         return clip.encode_images([sample.image for sample in samples if sample.image is not None])
 
     return encode
+
+
+def spreads() -> dict[str, Callable[[Sequence[Image]], float]]:
+    """Further measures of diversity: LPIPS, if its weights were fetched (``diffalign fetch lpips``)."""
+    from diffalign.assets import CATALOGUE
+
+    if not CATALOGUE["lpips"].present:
+        return {}
+    from rewards.lpips import lpips_diversity
+
+    return {"lpips": partial(lpips_diversity, net="alex")}

@@ -46,6 +46,7 @@ def run(model: str, against: str | None, overrides: Sequence[str], out: Path | N
             seeds_per_prompt=config.evaluation.seeds_per_prompt,
             seed=config.seed,
             features=build.features(),
+            spreads=build.spreads(),
             on_progress=status,
         )
     write_text(folder / "evaluation.json", outcome.dumps())

@@ -83,6 +83,7 @@ def context(run: Run) -> dict[str, Any]:
         "measures": measures,
         "win": won,
         "diversity": report_measures.diversity(evaluation),
+        "perceived": report_measures.perceived(evaluation),
         "distances": report_measures.distances(evaluation),
         "evaluation_seconds": report_measures.finite(evaluation.get("seconds")),
         "groups": groups,

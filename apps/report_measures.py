@@ -175,6 +175,15 @@ def diversity(evaluation: Mapping[str, Any]) -> tuple[str, str, str] | None:
     return percent(after / before), number(before, 3), number(after, 3)
 
 
+def perceived(evaluation: Mapping[str, Any]) -> list[tuple[str, str, str, str]]:
+    """Diversity by other measures: name, share that was retained, before, and after."""
+    rows = []
+    for name, found in (evaluation.get("diversity") or {}).items():
+        if isinstance(found, Mapping) and (own := diversity({"diversity": found})) is not None:
+            rows.append((name.upper(), *own))
+    return rows
+
+
 def distances(evaluation: Mapping[str, Any]) -> list[tuple[str, str, str]]:
     """Each distance from the base model: value, name, and what it is."""
     known = {

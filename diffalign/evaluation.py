@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from PIL.Image import Image
 from torch import Tensor
 
 from diffalign import images
@@ -63,6 +64,8 @@ class Evaluation:
     before: Sequence[Sample] = ()
     after: Sequence[Sample] = ()
     seconds: float = 0.0
+    perceived: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    """Diversity by other measures, such as LPIPS, before and after."""
     notes: Sequence[str] = field(default_factory=tuple)
 
     def to_json(self) -> dict[str, Any]:
@@ -71,7 +74,8 @@ class Evaluation:
             {
                 "rewards": {name: self._reward(measure) for name, measure in self.measures.items()},
                 "win_rate": self.win_rate(),
-                "diversity": {"before": self.diversity[0], "after": self.diversity[1]},
+                "diversity": {"before": self.diversity[0], "after": self.diversity[1]}
+                | {name: {"before": old, "after": new} for name, (old, new) in self.perceived.items()},
                 "distance": dict(self.distance),
                 "prompts": "held-out",
                 "verdict": verdict(self),
@@ -168,13 +172,15 @@ def evaluate(
     seeds_per_prompt: int = 2,
     seed: int = 0,
     features: Callable[[Sequence[Sample]], Tensor] | None = None,
+    spreads: Mapping[str, Callable[[Sequence[Image]], float]] | None = None,
     on_progress: Callable[[str, int, int], None] | None = None,
 ) -> Evaluation:
     """Samples every prompt with the reference and with the policy, at the same seeds, and scores both.
 
     ``trained_on`` names the rewards that training saw, by default ``main`` alone. ``wanted`` says of measures (and
     their parts) whether more of them is better, where their reward does not. ``features`` maps samples to unit vectors
-    ``(N, F)`` for the diversity; without it coarse pixels are compared. Raises ConfigError if two rewards share a name.
+    ``(N, F)`` for the diversity; without it coarse pixels are compared. ``spreads`` are further measures of it: how
+    different some images of one prompt are. Raises ConfigError if two rewards share a name.
     """
     names = [reward.name for reward in (main, *others)]
     if twice := sorted({name for name in names if names.count(name) > 1}):
@@ -196,6 +202,10 @@ def evaluate(
         main=main.name,
         diversity=(diversity(first, groups, features), diversity(second, groups, features)),
         distance=_distance(policy, after, first, second),
+        perceived={
+            name: (_spread(first, groups, spread), _spread(second, groups, spread))
+            for name, spread in (spreads or {}).items()
+        },
         before=first,
         after=second,
         seconds=time.perf_counter() - started,
@@ -251,6 +261,14 @@ def diversity(
         coarse = torch.nn.functional.adaptive_avg_pool2d(pixels, 16).flatten(1).double()
         distances = torch.cdist(coarse, coarse) / coarse.shape[1] ** 0.5
     return float(distances[same].mean())
+
+
+def _spread(samples: Sequence[Sample], groups: NDArray[np.int64], spread: Callable[[Sequence[Image]], float]) -> float:
+    """Mean over prompts; NaN where no prompt has two images."""
+    pictures = [[s.image for s, own in zip(samples, groups == group, strict=True) if own and s.image is not None]
+                for group in np.unique(groups)]  # fmt: skip
+    found = [spread(own) for own in pictures if len(own) > 1]
+    return float(np.mean(found)) if found else math.nan
 
 
 def _distance(

@@ -163,6 +163,19 @@ def test_diversity_compares_images_of_one_prompt_only() -> None:
     assert np.isnan(diversity(samples[:1], groups[:1]))
 
 
+def test_further_spreads_compare_images_of_one_prompt(make: Callable[..., DiffusionPolicy]) -> None:
+    """A spread is asked of each prompt's own images, before and after, and stands beside the diversity."""
+    policy, asked = make(adapter=AdapterConfig(), sampler=SamplerConfig(steps=2, batch_size=4)), []
+
+    def spread(pictures: Sequence[Image.Image]) -> float:
+        asked.append(len(pictures))
+        return float(len(asked))
+
+    outcome = evaluate(policy, PROMPTS, Scripted("a"), seeds_per_prompt=2, spreads={"lpips": spread})  # type: ignore[arg-type]
+    assert asked == [2] * 6
+    assert outcome.to_json()["diversity"]["lpips"] == {"before": 2.0, "after": 5.0}
+
+
 @pytest.mark.parametrize("count", [8, 2])
 def test_the_terminal_shows_what_is_missing(count: int, capsys: pytest.CaptureFixture[str]) -> None:
     measures = {

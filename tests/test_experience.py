@@ -374,6 +374,11 @@ def test_preference_runs_resume_bit_for_bit(make: Callable[..., DiffusionPolicy]
     assert resumed.resume() and resumed.epoch == 2
     resumed.train()
     assert all(torch.equal(p, resumed.parameters[name]) for name, p in straight.parameters.items())
+    said = []
+    for job in (image_job(make, None), straight, resumed):  # untrained, trained, and resumed: one reference
+        with job.policy.reference():
+            said.append(Comparisons(job.policy, job.objective, 0, 0, shades(4)).fingerprint())
+    assert torch.equal(said[0], said[1]) and torch.equal(said[0], said[2])
 
 
 def test_labels_resume_bit_for_bit_whatever_was_encoded_before(
