@@ -42,7 +42,7 @@ def run(kappa: float, folder: Path, every: int, first: Path | None, threads: int
             "device=cpu",
         ]  # fmt: skip
         if first is not None:
-            command += ["--set", "fit.rater=null", "--set", f"fit.preferences={first / 'preferences.parquet'}"]
+            command += ["--set", "fit.rater=null", "--set", f"fit.preferences={first / 'reward-preferences.parquet'}"]
         with (folder / f"kappa-{kappa:g}.log").open("w") as log:
             environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
             subprocess.run(command, cwd=ROOT, check=True, stdout=log, stderr=subprocess.STDOUT, env=environment)
