@@ -31,7 +31,7 @@ FEWEST_PROMPTS = 5
 MARGIN = 0.02
 """How far a part of what was trained on must fall to raise the alarm: 2 points of a fraction, else 2 % of its mean."""
 LEAST = 0.002
-"""The same of a part of what was not trained on: many samples make a fall certain that nobody could see."""
+"""The same of what was not trained on: many samples make a fall certain that nobody could see."""
 
 
 @dataclass(frozen=True)
@@ -349,9 +349,9 @@ def _conclusion(evaluation: Evaluation, alarms: Sequence[str]) -> str:
 
 
 def _matters(evaluation: Evaluation, name: str, fall: float) -> bool:
-    """Whether a clear fall raises the alarm: of a whole measure always, of a part if it is not too small."""
+    """Whether a clear fall raises the alarm: of what was optimised always, of others if it is not too small."""
     measure = evaluation.measures[name]
-    if name == evaluation.main or (not measure.trained_on and "/" not in name):
+    if name == evaluation.main and measure.trained_on:
         return True
     values = np.concatenate([measure.before[measure.known()], measure.after[measure.known()]])
     fraction = bool((values >= 0).all() and (values <= 1).all())

@@ -110,6 +110,8 @@ class DiffusionPolicy:
             path.append(mean + denoising.expand(std, mean) * noise[:, step + 1])
             log_probs.append(denoising.log_density(path[-1], mean, std))
         pictures = images.to_pil(self.family.decode(path[-1]))
+        for picture, latents in zip(pictures, path[-1].cpu(), strict=True):
+            self._encoded.put(picture, latents.clone())  # what it was decoded from: the autoencoder would blur it
         samples = tuple(
             Sample(prompt, image=image, seed=seed) for prompt, image, seed in zip(prompts, pictures, seeds, strict=True)
         )
