@@ -188,7 +188,8 @@ class DiffusionPolicy:
     def log_likelihood(self, samples: Sequence[Sample], draw: Draw) -> Tensor:
         """See Policy: minus the mean squared denoising error at the draw, without guidance (Wallace et al. 2023).
 
-        A surrogate: the evidence lower bound at one noise level, unweighted. Images of another size are scaled and cut.
+        A surrogate: the evidence lower bound at one noise level, unweighted. Images of another size are scaled and cut;
+        an image that this policy just made has the latents that it was decoded from.
         """
         return -denoising.denoising_error(self.denoising_residual(samples, draw))
 

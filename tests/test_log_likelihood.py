@@ -109,3 +109,12 @@ def test_training_on_it_makes_an_image_likelier(make: MakePolicy) -> None:
         (-policy.log_likelihood([sample] * 8, fresh(100 * step, 8)).mean()).backward()
         optimiser.step()
     assert policy.log_likelihood([sample] * 64, judged).mean().item() > before + 0.02
+
+
+def test_a_fresh_sample_has_the_latents_that_it_was_decoded_from(make: MakePolicy) -> None:
+    """Encoding its pixels would blur them; a copy of the image is a stranger, and is encoded."""
+    policy = make(sampler=SamplerConfig(steps=2))
+    rollout = policy.rollout([Prompt("a red ball"), Prompt("two blue cube")], [1, 2])
+    torch.testing.assert_close(policy._latents(rollout.samples), rollout.state["latents"][:, -1], rtol=0, atol=0)
+    copies = [Sample(s.prompt, image=s.image.copy()) for s in rollout.samples if s.image is not None]
+    assert not torch.equal(policy._latents(copies), policy._latents(rollout.samples))
