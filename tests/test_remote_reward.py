@@ -545,7 +545,9 @@ def test_what_others_could_reach_needs_a_token(options: dict[str, Any], message:
 
 
 def test_the_command_serves_until_ctrl_c() -> None:
-    command = [sys.executable, "-m", "apps.cli", "reward", "serve", "compressibility", "--port", "0"]
+    # Where the tests themselves run in the background, Ctrl-C is ignored, and so it would be by every child.
+    code = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); from apps.cli import main; main()"
+    command = [sys.executable, "-c", code, "reward", "serve", "compressibility", "--port", "0"]
     environment = os.environ | {"PYTHONUNBUFFERED": "1"}
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, env=environment) as process:
         assert process.stdout is not None
