@@ -49,6 +49,8 @@ def run(spec: str, folder: Path | None, dataset: Path | None, out: Path | None) 
     table.add(batch)
     if not table.names:
         raise InputError(f"none of the {broken} images could be read")
+    if all(map(math.isnan, table.columns["score"])):
+        raise InputError(_nothing_scored(spec, len(table.names), table.prompted))
     if out is not None:
         with new_file(out) as temporary:
             pq.write_table(pa.table({"image": table.names, **table.columns}), temporary)
@@ -61,6 +63,8 @@ class Table:
     def __init__(self, reward: Reward) -> None:
         self.reward = reward
         self.names: list[str] = []
+        self.prompted = 0
+        """Images that came with a prompt."""
         self.columns: dict[str, list[float]] = {}
 
     def add(self, batch: Sequence[tuple[str, Sample]]) -> None:
@@ -71,8 +75,17 @@ class Table:
         for name, values in {"score": scores.total, **scores.parts}.items():
             self.columns.setdefault(name, [math.nan] * len(self.names)).extend(values.tolist())
         self.names.extend(name for name, _ in batch)
+        self.prompted += sum(bool(sample.prompt.text) for _, sample in batch)
         for column in self.columns.values():
             column.extend([math.nan] * (len(self.names) - len(column)))
+
+
+def _nothing_scored(spec: str, count: int, prompted: int) -> str:
+    text = f"{spec} gave none of the {count} images a score"
+    if prompted < count:
+        text += f", and {count - prompted} of them have no prompt: write it into a text file of the same name, or into"
+        return text + ' prompts.jsonl ({"file": ..., "prompt": ...})'
+    return text + ": it may not know prompts like these"
 
 
 def _summarise(spec: str, unit: str, columns: dict[str, list[float]], broken: int) -> None:

@@ -323,6 +323,17 @@ def test_score_refuses(desk: Path, prepare: Callable[[Path], None], arguments: l
     assert result.exit_code == 2 and message in result.stderr, result.output
 
 
+def test_a_score_of_nothing_says_why(desk: Path) -> None:
+    """The checker judges by the prompt: without one it has no opinion, and with one that it does not know neither."""
+    Image.new("RGB", (16, 16)).save(desk / "a.png")
+    bare = diffalign("score", "--reward", "emoji-checker", "--images", ".", "--out", "scores.parquet")
+    assert bare.exit_code == 2 and "1 of them have no prompt: write it into a text file" in bare.stderr
+    (desk / "a.txt").write_text("a sonnet")
+    strange = diffalign("score", "--reward", "emoji-checker", "--images", ".", "--out", "scores.parquet")
+    assert strange.exit_code == 2 and "it may not know prompts like these" in strange.stderr
+    assert not (desk / "scores.parquet").exists()
+
+
 def test_reward_check_says_whether_a_reward_is_fit(desk: Path) -> None:
     good, bad = diffalign("reward", "check", "compressibility"), diffalign("reward", "check", "reward.py:constant")
     assert good.exit_code == 0, good.output
