@@ -17,7 +17,7 @@ from apps.progress import Status
 from diffalign.errors import ConfigError, NotFoundError
 from diffalign.preferences import read
 from diffalign.runs import environment, require_empty, unused_folder, write_text
-from rewards import fit_data, fit_measure, fit_model
+from rewards import fit_data, fit_lora, fit_measure, fit_model
 from rewards.clip import EMBEDDED, ClipReward
 from rewards.fit import Fitted, check, fit
 from rewards.fit_config import FitConfig, dump, load
@@ -46,21 +46,26 @@ def fit_into(config: FitConfig, folder: Path, card_name: str, status: Status) ->
     """
     pairs = read(config.preferences)
     encoder = ClipReward(config.encoder, device=config.device)
-    study = fit_data.gather(pairs, encoder, config.criteria, config.pixel_statistics, status)
+    eyes = fit_lora.Watched(encoder) if config.lora else None
+    study = fit_data.gather(pairs, eyes or encoder, config.criteria, config.pixel_statistics, status)
     criteria = config.criteria or sorted(set(study.criterion))
     parts = fit_data.divide(study, config.held_out, config.seed)
     for criterion in criteria:
         check_parts(study, parts, criterion, config)
-    fitted = fit_all(study, parts, criteria, config, status)
+    tuned = fit_lora.tune(study, parts, criteria, config, config.lora, eyes, status) if config.lora and eyes else None
+    seen, frozen, adapter = (tuned.study, study, tuned.adapter) if tuned else (study, None, None)
+    fitted = fit_all(seen, parts, criteria, config, status)
     measured = {
-        criterion: fit_measure.measure(study, parts, criterion, fitted[criterion], config, status)
+        criterion: fit_measure.measure(seen, parts, criterion, fitted[criterion], config, status, frozen)
         for criterion in criteria
     }
     origin = config.encoder, encoder_hash(config.encoder)
-    header = fit_model.write(folder / "reward", config.name, origin, encoder, study, parts, fitted, config.seed)
+    header = fit_model.write(
+        folder / "reward", config.name, origin, encoder, study, parts, fitted, config.seed, adapter
+    )
     card = {
         "name": config.name,
-        "encoder": {"name": config.encoder, "hash": origin[1]},
+        "encoder": {"name": config.encoder, "hash": origin[1], "lora": _tuning(config, header, tuned)},
         "data": {"format": pairs.format, "digest": study.digest, "pairs": len(study), **_counts(study)},
         "held_out": config.held_out,
         "ensemble": config.ensemble,
@@ -71,6 +76,14 @@ def fit_into(config: FitConfig, folder: Path, card_name: str, status: Status) ->
     write_text(folder / f"{card_name}.json", json.dumps(card, indent=2, allow_nan=False) + "\n")
     reward_fit_card.write(folder, card_name, card)
     return card
+
+
+def _tuning(config: FitConfig, header: fit_model.Header, tuned: fit_lora.Tuned | None) -> dict[str, Any] | None:
+    """What the card says of a tuned encoder, None of a frozen one."""
+    if config.lora is None or header.encoder.lora is None or tuned is None:
+        return None
+    learned = {"parameters": tuned.parameters, "best_epoch": tuned.best_epoch, "losses": tuned.losses}
+    return config.lora.model_dump() | header.encoder.lora.model_dump() | learned
 
 
 def in_words(card: Mapping[str, Any]) -> list[str]:

@@ -16,6 +16,10 @@ UNRELIABLE = 0.3
 """Reliability below which a rater is named: the mean is 1."""
 ONE_SIDED = 0.7
 """Side bias, in log-odds, above which a rater is named: two times as often as the other side where nothing differs."""
+CURVE_OF_HEADS = (
+    "The encoder had been tuned to all training prompts for each point, so this is about the heads alone, and what more"
+    " labels would do for the encoder is not known."
+)
 LIMITS = (
     "It predicts what raters like these would choose between two images of one prompt. It does not say that an image is"
     " good, right or safe.",
@@ -102,10 +106,35 @@ def _findings(one: Mapping[str, Any]) -> list[str]:
         if abs(effect["side_bias"]) > ONE_SIDED:
             side = "first" if effect["side_bias"] > 0 else "second"
             found.append(f"{who} favours the {side} side (log-odds {effect['side_bias']:+.2f}), which is left out.")
+    if "frozen_encoder" in one:
+        found.append(tuning_in_words(one["frozen_encoder"]))
     if "learning_curve" in one:
-        more = one["learning_curve"]["more_labels"]
+        more = _more_labels(one)
         found.append(more[0].lower() + more[1:])
     return found
+
+
+def tuning_in_words(frozen: Mapping[str, Any]) -> str:
+    """What the tuning of the encoder brought."""
+    if frozen["accuracy"] is None:
+        return "on the frozen encoder nothing could be learned; the tuned one sees what was judged."
+    gain = frozen["gain"]
+    if gain["ci95"] is None:
+        return f"the frozen encoder reaches {share(frozen['accuracy'])}."
+    low, high = gain["ci95"]
+    than = "is better" if low > 0 else "is worse: leave lora out" if high < 0 else "makes no clear difference"
+    return f"the frozen encoder reaches {share(frozen['accuracy'])}; tuning it {than} ({_points(gain)})."
+
+
+def _points(gain: Mapping[str, Any]) -> str:
+    interval = ", 95 % interval {:+.1f} to {:+.1f}".format(*(100 * end for end in gain["ci95"])) if gain["ci95"] else ""
+    return f"{100 * gain['value']:+.1f} points{interval}"
+
+
+def _more_labels(one: Mapping[str, Any]) -> str:
+    """Would more labels help; of a tuned encoder the curve is not the whole answer."""
+    said = str(one["learning_curve"]["more_labels"])
+    return f"{said} {CURVE_OF_HEADS}" if "frozen_encoder" in one else said
 
 
 def sections(card: Mapping[str, Any]) -> list[Section]:
@@ -143,12 +172,14 @@ def _of_criterion(name: str, one: Mapping[str, Any]) -> list[Section]:
             reward_fit_charts.reliability(counted["bins"], f"{name}: how often the preferred side was chosen"),
         ),
     ]
+    if "frozen_encoder" in one:
+        made.append(_tuned(name, one))
     if "learning_curve" in one:
         points = one["learning_curve"]["points"]
         made.append(
             Section(
                 f"{name}: would more labels help?",
-                one["learning_curve"]["more_labels"],
+                _more_labels(one),
                 ("training prompts", "pairs", "pair accuracy"),
                 [
                     [
@@ -173,6 +204,22 @@ def _of_criterion(name: str, one: Mapping[str, Any]) -> list[Section]:
     return [*made, Section(f"{name}: raters", note, ("rater", "reliability", "side bias"), rows)]
 
 
+def _tuned(name: str, one: Mapping[str, Any]) -> Section:
+    """The tuned beside the frozen encoder."""
+    accuracy, frozen = one["accuracy"], one["frozen_encoder"]
+    rows = [["tuned encoder", share(accuracy), str(accuracy["n"])]]
+    if frozen["accuracy"] is None:
+        rows.append(["frozen encoder", "nothing was learned", ""])
+    else:
+        rows.append(["frozen encoder", share(frozen["accuracy"]), str(frozen["accuracy"]["n"])])
+        rows.append(["difference", _points(frozen["gain"]), str(accuracy["n"])])
+    note = (
+        "Heads fitted alike on what the encoder sees after its image tower was tuned to the training pairs, and as it"
+        " was before."
+    )
+    return Section(f"{name}: what tuning the encoder brought", note, ("heads on the", "pair accuracy", "pairs"), rows)
+
+
 def _facts(card: Mapping[str, Any]) -> Section:
     data, domain, versions = card["data"], card["domain"], card["environment"]["versions"]
     rows = [
@@ -182,12 +229,23 @@ def _facts(card: Mapping[str, Any]) -> Section:
         ["raters", str(data["raters"])],
         ["held out", f"{card['held_out']:.0%} of the prompts"],
         ["encoder", f"{report.public(card['encoder']['name'])} ({card['encoder']['hash']})"],
+        ["tuning of the encoder", _lora(card["encoder"]["lora"])],
         ["heads a criterion", str(card["ensemble"])],
         ["data", data["digest"]],
         ["known images", f"{domain['train_images']} in training, {domain['held_out_images']} held out"],
         ["versions", ", ".join(f"{name} {versions[name]}" for name in ("diffalign", "torch", "open_clip_torch"))],
     ]
     return Section("How it was made", "", ("what", ""), rows)
+
+
+def _lora(lora: Mapping[str, Any] | None) -> str:
+    if lora is None:
+        return "none: it is frozen"
+    which = f"those named {', '.join(lora['targets'])}" if lora["targets"] else "all"
+    return (
+        f"LoRA of rank {lora['rank']}, alpha {lora['alpha']:g}, on {lora['layers']} layers of the image tower"
+        f" ({which}), {lora['parameters']} numbers, best after {lora['best_epoch']} epochs ({lora['weights']})"
+    )
 
 
 def markdown(card: Mapping[str, Any]) -> str:

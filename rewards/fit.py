@@ -149,6 +149,12 @@ def ties_as(label: Tensor, wanted: Literal["auto", "outcome", "half"], criterion
     return wanted != "half" and hard and bool((label == 0.5).any())
 
 
+def tie_share(study: Study, rows: Sequence[int], criterion: str, config: FitConfig) -> float | None:
+    """The share of ties among these rows where they are an outcome of their own, else None."""
+    label = study.label[torch.tensor(rows)]
+    return float((label == 0.5).float().mean()) if ties_as(label, config.ties, criterion) else None
+
+
 def check(study: Study, rows: Sequence[int], criterion: str, what: str, *, side_bias: bool) -> None:
     """InputError where these pairs of a criterion cannot be learned from, or not be told from a habit."""
     label = study.label[torch.tensor(rows, dtype=torch.int64)]
@@ -179,8 +185,7 @@ def fit(
 
     RefusedError where no head was ever better than none. The same arguments give the same heads.
     """
-    label = study.label[torch.tensor([*train, *tune])]
-    share = float((label == 0.5).float().mean()) if ties_as(label, config.ties, criterion) else None
+    share = tie_share(study, [*train, *tune], criterion, config)
     seeds = [derive(config.seed, "head", criterion, k) for k in range(config.ensemble)]
     dimensions = study.texts.shape[1]
     heads = Heads(dimensions, study.images.shape[1] - dimensions, config.hidden, seeds)
@@ -218,7 +223,7 @@ def _optimise(
     """Trains all heads side by side; leaves each at its best epoch, and returns those and the losses."""
     rows = torch.tensor(list(train))
     counts = draws([study.group[row] for row in train], config.ensemble, derive(config.seed, "draws", criterion))
-    weight = counts * _weights(study, train, config)
+    weight = counts * weights(study, train, config)
     rater = effects.numbers([study.rater[row] for row in train])
     prior = 1 / float(weight.sum(1).mean())
     optimiser = torch.optim.AdamW(
@@ -265,8 +270,8 @@ def draws(groups: Sequence[str], members: int, seed: int) -> Tensor:
     return counts[:, torch.tensor([names[name] for name in groups])].float()
 
 
-def _weights(study: Study, rows: Sequence[int], config: FitConfig) -> Tensor:
-    """``(P,)`` of mean 1."""
+def weights(study: Study, rows: Sequence[int], config: FitConfig) -> Tensor:
+    """How much each of these rows counts, ``(P,)`` of mean 1; InputError where none counts."""
     strength = study.strength[torch.tensor(list(rows))]
     if config.strength == "ignore":
         return torch.ones_like(strength)
@@ -281,7 +286,7 @@ def _tuning_loss(heads: Heads, effects: Effects, study: Study, tune: Sequence[in
     first, second = _scored(heads, study, tune, heads)
     rater = effects.numbers([study.rater[row] for row in tune])
     loss = effects.loss(first, second, study.label[torch.tensor(list(tune))], rater)
-    return (loss * _weights(study, tune, config)).mean(1)
+    return (loss * weights(study, tune, config)).mean(1)
 
 
 class _Best:
@@ -334,7 +339,7 @@ def calibrate(
     """
     first, second = _scored(heads, study, rows, heads.standardised)
     difference, label = (first - second).mean(0), study.label[torch.tensor(list(rows))]
-    weight, spread = _weights(study, rows, config), float(heads.spread) * ordinary
+    weight, spread = weights(study, rows, config), float(heads.spread) * ordinary
     log_temperature = torch.zeros((), requires_grad=True)
     tie = torch.tensor(log_strength or 0.0, requires_grad=True)
     start = tie.detach().clone()

@@ -14,6 +14,24 @@ from diffalign.config import Section, apply_override, field_lines, standing_at, 
 from diffalign.errors import ConfigError, NotFoundError
 
 
+class LoraConfig(Section):
+    """Low-rank adapters on the image tower of the encoder, trained before the heads."""
+
+    rank: int = Field(8, ge=1)
+    alpha: float = Field(16.0, gt=0)
+    """What is learned counts ``alpha / rank`` times."""
+    learning_rate: float = Field(5e-4, gt=0)
+    """Of the adapters; the heads beside them have their own."""
+    epochs: int = Field(20, ge=1)
+    """Most passes over the training pairs; the best one on the held-out prompts that stop it is kept."""
+    patience: int = Field(3, ge=1)
+    """Epochs without a better one after which the tuning ends. Few: an epoch of a tower is dear, and soon too many."""
+    batch_size: int = Field(16, ge=1)
+    """Pairs of images behind one update."""
+    targets: list[str] | None = Field(None, min_length=1)
+    """Parts of the names of the layers to adapt, such as ``attn``, ``mlp`` or ``layer4``; null is every layer."""
+
+
 class FitConfig(Section):
     """Everything that determines a reward model."""
 
@@ -23,6 +41,8 @@ class FitConfig(Section):
     """A preference file or folder of any known format, with images."""
     encoder: str = "embedded:clip"
     """``embedded:clip``, a folder in open_clip's format, ``NAME?pretrained=TAG``, or ``hf-hub:OWNER/NAME``."""
+    lora: LoraConfig | None = None
+    """Tune the encoder's image tower to the pairs first, by low-rank adapters; null leaves it frozen."""
     pixel_statistics: bool = True
     """Show the heads brightness, contrast, colour, noise and sharpness too, which encoders of captions overlook."""
     criteria: list[str] | None = None
@@ -98,7 +118,8 @@ def _sentence(error: ValidationError, origin: Mapping[str, str]) -> str:
     first = error.errors()[0]
     dotted = ".".join(str(part) for part in first["loc"])
     if first["type"] == "extra_forbidden":
-        known = list(FitConfig.model_fields)
+        section = "lora." if dotted.startswith("lora.") else ""
+        known = [f"{section}{field}" for field in (LoraConfig if section else FitConfig).model_fields]
         near = difflib.get_close_matches(dotted, known, n=1, cutoff=0.5)
         hint = f"did you mean {near[0]}?" if near else f"fields: {', '.join(known)}"
         return f"{standing_at(dotted, origin)}unknown field {dotted}; {hint}"

@@ -147,9 +147,13 @@ def subgroups(study: Study, rows: Sequence[int], judged: Judged) -> list[dict[st
 
 
 def measure(
-    study: Study, parts: Parts, criterion: str, fitted: Fitted, config: FitConfig, on_progress: Progress | None = None
-) -> dict[str, Any]:
-    """All numbers of one criterion, on the pairs that measure."""
+    study: Study, parts: Parts, criterion: str, fitted: Fitted, config: FitConfig, on_progress: Progress | None = None,
+    frozen: Study | None = None,
+) -> dict[str, Any]:  # fmt: skip
+    """All numbers of one criterion, on the pairs that measure.
+
+    ``frozen`` is the same study as an encoder sees it that was not tuned, where this one was.
+    """
     train, tune, rows = (study.rows_of(criterion, part) for part in (parts.train, parts.tune, parts.measure))
     difference = fitted.differences(study, rows)
     judged = _judged(study, rows, difference)
@@ -169,16 +173,31 @@ def measure(
         },
         "accuracy": own,
         "agreement": agreement(study, study.rows_of(criterion, range(len(study)))),
-        "baselines": baselines(study, train, rows),
+        "baselines": baselines(frozen or study, train, rows),
         "calibration": {**counted, "temperature": fitted.calibration.temperature, "slope": fitted.calibration.slope},
         "subgroups": subgroups(study, rows, judged),
         "raters": fitted.raters,
         "ensemble_sd": float(torch.cat(sides, 1).std(0).mean()) if fitted.heads.members > 1 else None,
         "training": {"best_epochs": fitted.best_epochs, "losses": fitted.losses},
     }
+    if frozen is not None:
+        without = _fitted_on(frozen, train, tune, rows, criterion, config, on_progress)
+        found["frozen_encoder"] = against_frozen(judged, without)
     if config.learning_curve:
         found["learning_curve"] = curve(study, train, tune, rows, criterion, fitted, config, on_progress)
     return found
+
+
+def against_frozen(tuned: Judged, frozen: Judged | None) -> dict[str, Any]:
+    """Accuracy of heads on the frozen encoder, and what tuning gained, paired, with its interval over prompts.
+
+    Both are None where nothing was learned on the frozen encoder.
+    """
+    if frozen is None:
+        return {"accuracy": None, "gain": None}
+    right, groups = tuned.right()
+    gain = mean_interval(right - frozen.right()[0], groups, (-1.0, 1.0))
+    return {"accuracy": accuracy(frozen), "gain": {"value": gain["mean"], "ci95": gain["ci95"]}}
 
 
 def curve(

@@ -1,5 +1,8 @@
 """A fitted reward model and its folder: ``reward.json`` says what it is, ``heads.safetensors`` holds the numbers.
 
+Where the encoder was tuned, ``encoder-lora.safetensors`` holds what is added to it. The heads then judge by what the
+tuned encoder sees; how far an image is from the known ones is told by the encoder as it was (see ``Judgement``).
+
 Shape legend: ``B`` samples, ``C`` criteria, ``D`` dimensions of an embedding, ``S`` statistics of pixels, ``N``
 held-out images.
 """
@@ -30,10 +33,11 @@ from diffalign.types import Sample
 from rewards import fit_pixels
 from rewards.clip import ClipReward
 from rewards.fit import Calibration, Fitted
+from rewards.fit_adapter import AdaptedClip, Adapter
 from rewards.fit_data import Encoder, Parts, Study, look, spaced
 from rewards.heads import Heads, distances, features, shrunk_covariance, whitening
 
-HEADER, WEIGHTS = "reward.json", "heads.safetensors"
+HEADER, WEIGHTS, LORA = "reward.json", "heads.safetensors", "encoder-lora.safetensors"
 PROBE_TEXT = "a photo of nothing in particular"
 SAME = 0.99
 """Cosine below which an encoder that sees the probe is not the one that the heads were fitted on."""
@@ -41,6 +45,17 @@ SAME = 0.99
 
 class _Closed(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class LoraEntry(_Closed):
+    """What was added to the encoder's image tower."""
+
+    rank: int
+    alpha: float
+    layers: int
+    """How many weights were adapted."""
+    weights: str
+    """SHA-256 of ``encoder-lora.safetensors``."""
 
 
 class EncoderEntry(_Closed):
@@ -53,6 +68,8 @@ class EncoderEntry(_Closed):
     dimensions: int
     pixel_statistics: bool
     """Whether statistics of the pixels stand beside the embedding."""
+    lora: LoraEntry | None = None
+    """None where the encoder was left as it is."""
 
 
 class CriterionEntry(_Closed):
@@ -99,7 +116,11 @@ class Judgement:
     sd: Tensor
     """float32 ``(C, B)``: standard deviation over the heads; NaN of a single head."""
     distance: Tensor
-    """float32 ``(B,)``: Mahalanobis distance of the image's embedding from those of the training images."""
+    """float32 ``(B,)``: Mahalanobis distance of the image's embedding from those of the training images.
+
+    By the encoder as it was, whether it was tuned or not: tuning keeps what tells winners from losers, and may map an
+    image unlike any that was judged onto a known one ("feature collapse", van Amersfoort et al. 2020).
+    """
 
 
 def write(
@@ -111,13 +132,18 @@ def write(
     parts: Parts,
     fitted: Mapping[str, Fitted],
     seed: int,
+    adapter: Adapter | None = None,
 ) -> Header:
-    """Writes the folder, whole or not at all. ``encoder`` is its name and hash, ``eyes`` the encoder itself."""
+    """Writes the folder, whole or not at all. ``encoder`` is its name and hash, ``eyes`` the encoder itself.
+
+    ``study`` is what the encoder sees as it was; ``adapter`` is what was added to it before the heads were fitted.
+    """
     domain, tensors = _domain(study, parts)
     for number, one in enumerate(fitted.values()):
         tensors |= {f"{number}.{key}": tensor for key, tensor in one.heads.tensors().items()}
     tensors["probe.image"], tensors["probe.text"] = probe(eyes)
     data = save({key: tensor.contiguous() for key, tensor in tensors.items()})
+    lora, added = _packed(adapter)
     header = Header(
         name=name,
         encoder=EncoderEntry(
@@ -125,6 +151,7 @@ def write(
             hash=encoder[1],
             dimensions=study.texts.shape[1],
             pixel_statistics=study.images.shape[1] > study.texts.shape[1],
+            lora=lora,
         ),
         criteria={
             criterion: CriterionEntry(**asdict(one.calibration), train_pairs=len(study.rows_of(criterion, parts.train)))
@@ -139,7 +166,17 @@ def write(
     with new_folder(folder) as temporary:
         (temporary / HEADER).write_text(json.dumps(header.model_dump(), indent=2) + "\n", encoding="utf-8")
         (temporary / WEIGHTS).write_bytes(data)
+        if added is not None:
+            (temporary / LORA).write_bytes(added)
     return header
+
+
+def _packed(adapter: Adapter | None) -> tuple[LoraEntry | None, bytes | None]:
+    if adapter is None:
+        return None, None
+    data = save({key: tensor.contiguous() for key, tensor in adapter.tensors.items()})
+    digest = f"sha256:{hashlib.sha256(data).hexdigest()}"
+    return LoraEntry(rank=adapter.rank, alpha=adapter.alpha, layers=len(adapter.names), weights=digest), data
 
 
 def probe(encoder: Encoder) -> tuple[Tensor, Tensor]:
@@ -187,6 +224,8 @@ class RewardModel:
             self._probes = tensors["probe.image"], tensors["probe.text"]
         except (InputError, KeyError) as error:
             raise InputError(f"{folder / WEIGHTS} does not fit {HEADER}: {error}") from None
+        lora = self.header.encoder.lora
+        self._adapter = Adapter(_tensors(folder / LORA, lora.weights), lora.rank, lora.alpha) if lora else None
         self._clip = ClipReward(encoder or self.header.encoder.name, device=device)
 
     @cached_property
@@ -201,6 +240,18 @@ class RewardModel:
                     f" {self.header.encoder.hash})"
                 )
         return self._clip
+
+    @cached_property
+    def eyes(self) -> ClipReward:
+        """What the heads look through: the encoder, or a copy of it that was tuned; InputError as for ``encoder``."""
+        if self._adapter is None:
+            return self.encoder
+        made = AdaptedClip(self.encoder, self._adapter)
+        try:
+            made.tower  # noqa: B018 - the adapter is added when the tower is first asked for
+        except InputError as error:
+            raise InputError(f"{self.folder / LORA} does not fit {self._clip.model}: {error}") from None
+        return made
 
     def calibration(self, criterion: str) -> Calibration:
         """From differences of scores to probabilities."""
@@ -230,7 +281,7 @@ class RewardModel:
         if not images:
             return judged
         places = list(images)
-        image = look(self.encoder, list(images.values()), self.header.encoder.pixel_statistics)
+        image = look(self.eyes, list(images.values()), self.header.encoder.pixel_statistics)
         text = self.encoder.encode_texts([samples[i].prompt.text for i in places])
         found = features(image, text)
         for number, heads in enumerate(self.heads):
@@ -239,6 +290,8 @@ class RewardModel:
             if heads.members > 1:
                 judged.sd[number, places] = scores.std(0)
         embedding = image[:, : self.header.encoder.dimensions]
+        if self._adapter is not None:
+            embedding = self.encoder.encode_images(list(images.values()))
         judged.distance[places] = distances(embedding, self.domain["mean"], self.domain["whitening"])
         return judged
 
@@ -257,13 +310,20 @@ def _read(folder: Path) -> tuple[Header, dict[str, Tensor]]:
     except ValidationError as error:
         first: Any = error.errors()[0]
         raise InputError(f"{header}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from None
-    data = weights.read_bytes()
-    if f"sha256:{hashlib.sha256(data).hexdigest()}" != known.weights:
-        raise InputError(f"{weights} is not the file that {HEADER} describes: it is cut off, changed, or another fit's")
+    return known, _tensors(weights, known.weights)
+
+
+def _tensors(path: Path, digest: str) -> dict[str, Tensor]:
+    """A file's tensors, if it is the one with this hash."""
+    if not path.is_file():
+        raise NotFoundError(f"{path.parent} is not whole: it has no {path.name}; copy it again, or fit again")
+    data = path.read_bytes()
+    if f"sha256:{hashlib.sha256(data).hexdigest()}" != digest:
+        raise InputError(f"{path} is not the file that {HEADER} describes: it is cut off, changed, or another fit's")
     try:
-        return known, load(data)
+        return load(data)
     except SafetensorError as error:
-        raise InputError(f"{weights} is no safetensors file: {error}") from None
+        raise InputError(f"{path} is no safetensors file: {error}") from None
 
 
 def _below(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
