@@ -296,6 +296,6 @@ def test_mistakes_are_told_before_any_work(desk: Path, recipe: str, change: str,
 
 def test_the_plan_counts_what_a_fit_collects() -> None:
     config = build.configuration("emoji-loop")
-    assert dry_run.images(config, 0)[0] == 20 * 64 + 2 * 512
+    assert dry_run.images(config, 0)[0] == 12 * 64 + 2 * 1024
     kto = build.configuration("emoji-dpo", ["objective={name: kto}"])
     assert dry_run.updates(kto) == "at most 8 (each over 16 samples)"
