@@ -1,0 +1,170 @@
+"""How a study reaches its database: SQLite beside its files, or PostgreSQL by URL; migrations; backups.
+
+SQLite runs in write-ahead mode with ``synchronous=FULL``: a committed vote survives the death of the process and the
+loss of power. Who may write says so when the transaction begins (``BEGIN IMMEDIATE``): a transaction that reads first
+and writes later fails at once under load, whatever the busy timeout is. All processes run on one machine; the
+folder must not be a network share. For more, take PostgreSQL.
+"""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from alembic import command
+from alembic.config import Config
+from alembic.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from sqlalchemy import URL, Connection, Engine, create_engine, event, inspect, make_url
+from sqlalchemy.engine.interfaces import DBAPIConnection
+from sqlalchemy.exc import ArgumentError, NoSuchModuleError
+from sqlalchemy.pool import ConnectionPoolEntry
+
+from diffalign.errors import ConfigError, InputError, NotFoundError, RefusedError
+
+BUSY_SECONDS = 60
+MIGRATIONS = Path(__file__).with_name("migrations")
+
+
+def connect(database: str | Path) -> Engine:
+    """The engine for the path of a SQLite file, or for a ``postgresql://`` URL."""
+    if isinstance(database, Path):
+        engine = create_engine(URL.create("sqlite", database=str(database)), connect_args={"timeout": BUSY_SECONDS})
+        event.listen(engine, "connect", _sqlite_ready)
+        event.listen(engine, "begin", _sqlite_begin)
+        return engine
+    try:
+        url = make_url(database)
+        if url.drivername == "postgresql":
+            url = url.set(drivername="postgresql+psycopg")
+        if url.get_backend_name() != "postgresql":
+            raise ConfigError(f"a study is kept in its folder, or at postgresql://…; {url.drivername} is not supported")
+        return create_engine(url, pool_pre_ping=True)
+    except (ArgumentError, NoSuchModuleError) as error:
+        raise ConfigError(f"the database is named postgresql://USER@HOST/NAME: {error}") from None
+    except ModuleNotFoundError as error:
+        raise ConfigError(f"PostgreSQL needs the package psycopg, which is not installed ({error})") from None
+
+
+def _sqlite_ready(connection: DBAPIConnection, _: ConnectionPoolEntry) -> None:
+    connection.isolation_level = None  # transactions are begun below, not by the driver
+    cursor = connection.cursor()
+    for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON"):
+        cursor.execute(f"PRAGMA {pragma}")
+    cursor.close()
+
+
+def _sqlite_begin(connection: Connection) -> None:
+    reading = connection.get_execution_options().get("reading", False)
+    connection.exec_driver_sql("BEGIN" if reading else "BEGIN IMMEDIATE")
+
+
+@contextmanager
+def reading(engine: Engine) -> Iterator[Connection]:
+    """A transaction that sees one state of the study, and waits for nobody."""
+    level = {"isolation_level": "REPEATABLE READ"} if engine.dialect.name == "postgresql" else {}
+    with engine.connect().execution_options(reading=True, **level) as connection, connection.begin():
+        yield connection
+
+
+@contextmanager
+def writing(engine: Engine) -> Iterator[Connection]:
+    """A transaction that is on the disk once the block has been left, or never was."""
+    with engine.connect() as connection, connection.begin():
+        yield connection
+
+
+# --- versions of the schema ---
+
+
+def _config(connection: Connection | None = None) -> Config:
+    config = Config()
+    config.set_main_option("script_location", str(MIGRATIONS).replace("%", "%%"))
+    config.attributes["connection"] = connection
+    return config
+
+
+def revisions() -> list[str]:
+    """All versions of the schema that this release knows, the oldest first."""
+    return [script.revision for script in ScriptDirectory.from_config(_config()).walk_revisions()][::-1]
+
+
+def revision(engine: Engine) -> str | None:
+    """The version that the database has; None where it has no study."""
+    with reading(engine) as connection:
+        return MigrationContext.configure(connection).get_current_revision()
+
+
+def upgrade(connection: Connection, to: str = "head") -> None:
+    """Brings the schema to a version, within the transaction of the connection."""
+    command.upgrade(_config(connection), to)
+
+
+def create(connection: Connection) -> None:
+    """Makes the tables in a database that has none of ours."""
+    taken = {"study", "vote", "alembic_version"} & set(inspect(connection).get_table_names())
+    if taken:
+        raise RefusedError(f"the database has a study already (tables {', '.join(sorted(taken))}); give an empty one")
+    upgrade(connection)
+
+
+def bring_up_to_date(engine: Engine, backups: Path, backed_up: bool) -> Path | None:
+    """Migrates an older study after a backup, whose path is returned; refuses a newer one.
+
+    A PostgreSQL database cannot be backed up from here: ``backed_up`` says that this was done.
+    """
+    known, found = revisions(), revision(engine)
+    if found == known[-1]:
+        return None
+    if found is None:
+        raise InputError("the database holds no study")
+    if found not in known:
+        raise RefusedError(
+            f"this study was written by a newer release (schema {found}, this one knows {known[-1]}); install that"
+            " release, nothing was changed"
+        )
+    kept = None
+    if engine.dialect.name == "sqlite":
+        kept = backups / f"schema-{found}-{uuid.uuid4().hex[:8]}.sqlite"
+        copy(engine, kept)
+    elif not backed_up:
+        raise RefusedError(
+            f"the study has the older schema {found}, and would be migrated to {known[-1]}; back it up by pg_dump"
+            " first, and open it again with backed_up=True"
+        )
+    with writing(engine) as connection:
+        upgrade(connection)
+    return kept
+
+
+def copy(engine: Engine, to: Path) -> None:
+    """A consistent copy of a SQLite database that may be in use, whole or not at all, to a path that is free."""
+    if engine.dialect.name != "sqlite":
+        raise RefusedError("a PostgreSQL study is backed up by pg_dump")
+    to.parent.mkdir(parents=True, exist_ok=True)
+    part = to.with_name(f".{to.name}.part")
+    source = engine.raw_connection()
+    target = sqlite3.connect(part)
+    try:
+        driver = source.driver_connection
+        assert isinstance(driver, sqlite3.Connection)
+        driver.backup(target)
+        # One file, without a log beside it.
+        target.execute("PRAGMA journal_mode=DELETE")
+    finally:
+        target.close()
+        source.close()
+    with part.open("rb") as file:
+        os.fsync(file.fileno())
+    part.replace(to)
+
+
+def existing(path: Path) -> Path:
+    """The path of a SQLite file that is there; SQLite itself would make an empty one."""
+    if not path.is_file():
+        raise NotFoundError(f"there is no study database {path}")
+    return path

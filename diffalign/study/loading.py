@@ -1,0 +1,143 @@
+"""Pairs on their way into a study."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from math import ceil
+from typing import Literal
+
+from sqlalchemy import Connection, insert
+
+from diffalign.errors import InputError
+from diffalign.seeds import derive
+from diffalign.study.content import Files, content_of
+from diffalign.study.protocol import Rules
+from diffalign.study.schema import Base, ItemRow, PairRow, SampleRow
+from diffalign.types import Prompt, Sample
+
+
+@dataclass(frozen=True, slots=True)
+class StudyPair:
+    """Two samples of one prompt, for raters to compare."""
+
+    prompt: Prompt
+    first: Sample
+    second: Sample
+    first_arm: str
+    """What made the first: a model, a run. Hidden from raters."""
+    second_arm: str
+    expected: Literal["first", "second", "tie"] | None = None
+    """The known answer, which makes it a gold pair: it tests raters, and is left out of exports."""
+    provenance: Mapping[str, object] = field(default_factory=dict)
+    """What else is known of the two, as ``{"first": {...}, "second": {...}}``."""
+
+
+def load(connection: Connection, files: Files, pairs: Iterable[StudyPair], rules: Rules, seed: int) -> None:
+    """Writes pairs and their files; makes A/A pairs where the protocol wants them.
+
+    Raises InputError for what cannot be compared, and where the protocol wants gold pairs and there are none.
+    """
+    loader = _Loader(connection, files)
+    for number, pair in enumerate(pairs):
+        try:
+            loader.add(pair)
+        except InputError as error:
+            raise InputError(f"pair {number}: {error}") from None
+    rows = loader.pairs
+    ordinary = [row for row in rows if row["kind"] == "ordinary"]
+    if not ordinary:
+        raise InputError("a study needs a pair whose answer is not known")
+    if rules.gold_share and len(ordinary) == len(rows):
+        raise InputError("gold_share is set, but no pair has an expected answer")
+    chance = random.Random(derive(seed, "order"))
+    if rules.aa_share:
+        for row in chance.sample(ordinary, ceil(rules.aa_share * len(ordinary))):
+            one = chance.choice((row["first_id"], row["second_id"]))
+            rows.append({**row, "first_id": one, "second_id": one, "kind": "aa"})
+    for place, row in enumerate(chance.sample(rows, len(rows))):
+        row["place"] = place
+    connection.execute(insert(PairRow), rows)
+
+
+class _Loader:
+    def __init__(self, connection: Connection, files: Files) -> None:
+        self.connection, self.files = connection, files
+        self.pairs: list[dict[str, object]] = []
+        self._items: dict[tuple[str, ...], int] = {}
+        self._samples: dict[tuple[object, ...], int] = {}
+
+    def add(self, pair: StudyPair) -> None:
+        kinds, hashes = [], []
+        for sample in (pair.first, pair.second):
+            kind, data = content_of(sample)
+            kinds.append(kind)
+            hashes.append(self.files.put(data))
+        if len(set(kinds)) > 1:
+            raise InputError("an image is not compared with a text")
+        if not (pair.first_arm and pair.second_arm):
+            raise InputError("a sample lacks its arm: say what made it")
+        item = self._item(pair.prompt, kinds[0])
+        sides = (("first", pair.first, pair.first_arm), ("second", pair.second, pair.second_arm))
+        ids = [
+            self._sample(item, sha256, arm, sample.seed, _mapping(pair.provenance.get(name, {})))
+            for sha256, (name, sample, arm) in zip(hashes, sides, strict=True)
+        ]
+        if hashes[0] == hashes[1] and pair.expected != "tie":
+            raise InputError("the two samples are the same; A/A pairs are made by aa_share")
+        if pair.expected not in ("first", "second", "tie", None):
+            raise InputError(
+                f"expected is {pair.expected!r}; it is first, second or tie, or None where it is not known"
+            )
+        self.pairs.append(
+            {
+                "item_id": item,
+                "first_id": ids[0],
+                "second_id": ids[1],
+                "kind": "ordinary" if pair.expected is None else "gold",
+                "expected": pair.expected,
+                "place": 0,
+                "taken": 0,
+                "flagged": False,
+            }
+        )
+
+    def _item(self, prompt: Prompt, kind: str) -> int:
+        attributes = _mapping(prompt.attributes)
+        key = (kind, prompt.text, prompt.id, prompt.negative, json.dumps(attributes, sort_keys=True))
+        if key not in self._items:
+            self._items[key] = self._insert(
+                ItemRow,
+                kind=kind,
+                text=prompt.text,
+                prompt_id=prompt.id,
+                negative=prompt.negative,
+                attributes=attributes,
+            )
+        return self._items[key]
+
+    def _sample(self, item: int, sha256: str, arm: str, seed: int, provenance: dict[str, object]) -> int:
+        key = (item, sha256, arm, seed, json.dumps(provenance, sort_keys=True))
+        if key not in self._samples:
+            self._samples[key] = self._insert(
+                SampleRow, item_id=item, sha256=sha256, arm=arm, seed=str(seed), provenance=provenance
+            )
+        return self._samples[key]
+
+    def _insert(self, row: type[Base], **values: object) -> int:
+        added = self.connection.execute(insert(row).values(**values)).inserted_primary_key
+        assert added is not None
+        return int(added[0])
+
+
+def _mapping(value: object) -> dict[str, object]:
+    """The value as what JSON brings back, so that nothing is lost later without a word."""
+    try:
+        if not isinstance(value, Mapping):
+            raise TypeError(f"{value!r} is no mapping")
+        made: dict[str, object] = json.loads(json.dumps(dict(value), allow_nan=False))
+        return made
+    except (TypeError, ValueError) as error:
+        raise InputError(f"attributes and provenance are texts, numbers, lists and mappings: {error}") from None

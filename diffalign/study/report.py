@@ -1,0 +1,193 @@
+"""What the votes say, and how far to believe it: progress, agreement, each rater, the ranking of the arms."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+from sqlalchemy import RowMapping, func, select
+
+from diffalign.errors import UserError
+from diffalign.preferences.agreement import (
+    Estimate,
+    LeftBias,
+    PairAgreement,
+    alpha_interval,
+    dawid_skene,
+    left_bias,
+    pairwise_kappa,
+    percent_agreement,
+    reliability_data,
+    share_of,
+    time_scores,
+)
+from diffalign.preferences.ranking import Comparison, Ranking, rank
+from diffalign.study import database
+from diffalign.study.export import first_preferred, live_votes, seconds
+from diffalign.study.schema import AssignmentRow, PairRow, RaterRow, SampleRow
+
+if TYPE_CHECKING:
+    from diffalign.study.store import Study
+
+TOO_FAST = -3.5
+ANSWERS = {"first": 1.0, "tie": 0.5, "second": 0.0}
+
+
+@dataclass(frozen=True, slots=True)
+class RaterStats:
+    """One rater, by pseudonym. Everything about votes that were not undone."""
+
+    rater: str
+    votes: int
+    cannot_judge: int
+    gold: Estimate
+    """Share of gold pairs answered as expected."""
+    repeats: Estimate
+    """Share of repeats answered as the first time, sides undone; the kinds of tie are one."""
+    aa_ties: Estimate
+    """Share of A/A pairs called a tie."""
+    left: LeftBias
+    median_seconds: float
+    """By the rater's own clock; NaN where it was not told."""
+    too_fast: int
+    """Votes far faster than this rater's own usual."""
+    reliability: Estimate
+    """Accuracy by Dawid-Skene, gold answers known; NaN where nothing determines it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Stats:
+    """A study in numbers."""
+
+    pairs: int
+    """Ordinary ones that were not flagged."""
+    complete: int
+    """Of these, how many have as many votes as the protocol wants."""
+    flagged: int
+    votes: int
+    """Live votes of every kind."""
+    states: dict[str, int]
+    """Assignments by state."""
+    left_out: dict[str, int]
+    """Votes that an export leaves out, by reason."""
+    alpha: Estimate
+    """Krippendorff's alpha, nominal, of first, tie and second."""
+    alpha_ordinal: Estimate
+    """The same with the tie between the two."""
+    agreement: Estimate
+    """Share of equal answers."""
+    kappas: tuple[PairAgreement, ...]
+    raters: tuple[RaterStats, ...]
+    ranking: Ranking | None
+    no_ranking: str
+    """Why there is none."""
+    disputed: tuple[int, ...]
+    """Pairs on which some raters chose the first and some the second: for adjudication."""
+
+
+def stats(study: Study) -> Stats:
+    """Reads one state of the study and computes everything; takes seconds where there are many thousand votes."""
+    with database.reading(study.engine) as connection:
+        rows = live_votes(connection)
+        overlap = study.protocol().rules.overlap
+        names = list(connection.scalars(select(RaterRow.pseudonym).order_by(RaterRow.id)))
+        states = connection.execute(select(AssignmentRow.state, func.count()).group_by(AssignmentRow.state)).all()
+        pairs = connection.execute(select(PairRow.id, PairRow.flagged).where(PairRow.kind == "ordinary")).all()
+        arms = {row.id: row.arm for row in connection.execute(select(SampleRow.id, SampleRow.arm))}
+    kept = [row for row in rows if _counts(row)]
+    counted = Counter(row["pair_id"] for row in rows if _ordinary(row))
+    data = reliability_data((row["rater"], str(row["pair_id"]), _answer(row)) for row in kept)
+    alive = [pair.id for pair in pairs if not pair.flagged]
+    ranking, why = _ranking(kept, arms)
+    reliability = _reliability(rows)
+    return Stats(
+        pairs=len(alive),
+        complete=sum(counted[pair] >= overlap for pair in alive),
+        flagged=len(pairs) - len(alive),
+        votes=len(rows),
+        states={str(state): int(count) for state, count in states},
+        left_out=dict(study.export().left_out),
+        alpha=alpha_interval(data.values),
+        alpha_ordinal=alpha_interval(data.values, "ordinal"),
+        agreement=percent_agreement(data.values),
+        kappas=tuple(pairwise_kappa(data)),
+        raters=tuple(_rater(name, [row for row in rows if row["rater"] == name], reliability) for name in names),
+        ranking=ranking,
+        no_ranking=why,
+        disputed=_disputed(kept),
+    )
+
+
+def _ordinary(row: RowMapping) -> bool:
+    return row["kind"] == "ordinary" and not row["repeat"] and not row["flagged"]
+
+
+def _counts(row: RowMapping) -> bool:
+    return _ordinary(row) and row["choice"] != "cannot_judge"
+
+
+def _answer(row: RowMapping) -> float:
+    return first_preferred(row, row["choice"])
+
+
+def _ranking(kept: Sequence[RowMapping], arms: dict[int, str]) -> tuple[Ranking | None, str]:
+    rows = [
+        Comparison(arms[row["first_id"]], arms[row["second_id"]], _answer(row), row["rater"], str(row["pair_id"]))
+        for row in kept
+        if arms[row["first_id"]] != arms[row["second_id"]]
+    ]
+    try:
+        return rank(rows, "raters" if len({row.rater for row in rows}) >= 10 else "units"), ""
+    except UserError as error:
+        return None, str(error)
+
+
+def _reliability(rows: Sequence[RowMapping]) -> dict[str, Estimate]:
+    """Per rater, of ordinary and gold pairs together; nothing where the overlap is too small."""
+    used = [
+        row
+        for row in rows
+        if row["kind"] != "aa" and not row["repeat"] and not row["flagged"] and row["choice"] != "cannot_judge"
+    ]
+    known = {str(row["pair_id"]): ANSWERS[row["expected"]] for row in used if row["expected"]}
+    data = reliability_data((row["rater"], str(row["pair_id"]), _answer(row)) for row in used)
+    truth = np.array([known.get(unit, math.nan) for unit in data.units])
+    try:
+        found = dawid_skene(data.values, truth)
+    except UserError:
+        return {}
+    return dict(zip(data.raters, found.accuracy, strict=True))
+
+
+def _rater(name: str, rows: Sequence[RowMapping], reliability: dict[str, Estimate]) -> RaterStats:
+    rows = [row for row in rows if not row["flagged"]]
+    judged = [row for row in rows if row["choice"] != "cannot_judge"]
+    gold = [_answer(row) == ANSWERS[row["expected"]] for row in judged if row["kind"] == "gold"]
+    once = {row["pair_id"]: _answer(row) for row in judged if _ordinary(row)}
+    again = [row for row in judged if row["repeat"] and row["pair_id"] in once]
+    ties = [_answer(row) == 0.5 for row in judged if row["kind"] == "aa"]
+    sides = Counter(row["choice"] for row in judged)
+    times = [took for row in rows if (took := seconds(row)) is not None and took > 0]
+    return RaterStats(
+        rater=name,
+        votes=len(rows),
+        cannot_judge=len(rows) - len(judged),
+        gold=share_of(sum(gold), len(gold)),
+        repeats=share_of(sum(_answer(row) == once[row["pair_id"]] for row in again), len(again)),
+        aa_ties=share_of(sum(ties), len(ties)),
+        left=left_bias(sides["left"], sides["right"]),
+        median_seconds=float(np.median(times)) if times else math.nan,
+        too_fast=int((time_scores(times) < TOO_FAST).sum()),
+        reliability=reliability.get(name, Estimate(math.nan, math.nan, math.nan, 0)),
+    )
+
+
+def _disputed(kept: Sequence[RowMapping]) -> tuple[int, ...]:
+    seen: dict[int, set[float]] = defaultdict(set)
+    for row in kept:
+        seen[row["pair_id"]].add(_answer(row))
+    return tuple(sorted(pair for pair, answers in seen.items() if {0.0, 1.0} <= answers))
