@@ -42,14 +42,12 @@ __all__ = [
     "SamplerConfig",
     "Section",
     "TrainerConfig",
-    "apply_override",
     "dump",
-    "field_lines",
+    "fields_of",
     "is_fitted",
     "load",
     "parse",
     "standing_at",
-    "yaml_problem",
 ]
 
 
@@ -252,6 +250,11 @@ def load(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
 
     Raises NotFoundError if the file is missing, and ConfigError with file and line for anything wrong in it.
     """
+    return parse(*fields_of(path, overrides, "model: embedded:emoji"))
+
+
+def fields_of(path: Path, overrides: Sequence[str], example: str) -> tuple[dict[str, Any], dict[str, str]]:
+    """The fields of a YAML file with the overrides, and where each of them stands. ``example`` is for a message."""
     if not path.is_file():
         raise NotFoundError(f"no configuration file {path}")
     try:
@@ -264,13 +267,13 @@ def load(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
     except (yaml.YAMLError, ValueError) as error:  # a ValueError is of a date that does not exist
         mark = getattr(error, "problem_mark", None)
         where = f"{path}:{mark.line + 1}" if mark else str(path)
-        raise ConfigError(f"{where}: not valid YAML: {yaml_problem(error)}") from None
+        raise ConfigError(f"{where}: not valid YAML: {_problem(error)}") from None
     if not isinstance(data, dict):
-        raise ConfigError(f"{path}: a configuration is a mapping of fields, such as 'model: embedded:emoji'")
-    origin = {field: f"{path}:{line}" for field, line in field_lines(node).items()}
+        raise ConfigError(f"{path}: a configuration is a mapping of fields, such as '{example}'")
+    origin = {field: f"{path}:{line}" for field, line in _lines(node).items()}
     for override in overrides:
-        apply_override(data, override, origin)
-    return parse(data, origin)
+        _override(data, override, origin)
+    return data, origin
 
 
 def parse(data: Mapping[str, Any], origin: Mapping[str, str] | None = None) -> RunConfig:
@@ -287,7 +290,7 @@ def dump(config: RunConfig) -> str:
     return text
 
 
-def apply_override(data: dict[str, Any], override: str, origin: dict[str, str]) -> None:
+def _override(data: dict[str, Any], override: str, origin: dict[str, str]) -> None:
     """Changes one field of plain data, as ``--set A.B=C`` says; ``origin`` is told where it came from."""
     field, equals, value = override.partition("=")
     if not equals or not field.strip():
@@ -325,7 +328,7 @@ def _value(text: str, override: str) -> Any:
             return yaml.safe_load(_QUESTION.sub(r'"\g<0>"', text))
         except (yaml.YAMLError, ValueError) as error:
             raise ConfigError(
-                f"--set {override}: not valid YAML: {yaml_problem(error)}; quote each text, as in"
+                f"--set {override}: not valid YAML: {_problem(error)}; quote each text, as in"
                 """ --set 'rewards=["brain-mr-checker?graded=true"]'"""
             ) from None
     # YAML 1.1 reads 1e-4 as text: it wants a dot before the exponent.
@@ -339,7 +342,7 @@ _QUESTION = re.compile(r"""(?<![^\s\[{,])[^\s\[\]{},'"?]+\?[^\s\[\]{},'"]+""")
 """An unquoted reward with arguments: inside brackets YAML takes its question mark for a sign of its own."""
 
 
-def yaml_problem(error: Exception) -> str:
+def _problem(error: Exception) -> str:
     """What YAML found wrong, in its own words."""
     return str(getattr(error, "problem", None) or error).partition("\n")[0]
 
@@ -350,7 +353,7 @@ def _index(key: str, items: list[Any], override: str) -> int:
     raise ConfigError(f"--set {override}: {key!r} is not an index from 0 to {len(items) - 1}")
 
 
-def field_lines(node: yaml.Node | None, prefix: str = "") -> dict[str, int]:
+def _lines(node: yaml.Node | None, prefix: str = "") -> dict[str, int]:
     """The 1-based line of every dotted field below a YAML node."""
     lines: dict[str, int] = {}
     children: list[tuple[str, yaml.Node, int]] = []
@@ -360,7 +363,7 @@ def field_lines(node: yaml.Node | None, prefix: str = "") -> dict[str, int]:
         children = [(str(i), value, value.start_mark.line) for i, value in enumerate(node.value)]
     for key, value, line in children:
         lines[f"{prefix}{key}"] = line + 1
-        lines |= field_lines(value, f"{prefix}{key}.")
+        lines |= _lines(value, f"{prefix}{key}.")
     return lines
 
 

@@ -10,8 +10,8 @@ from typing import Any, Literal
 import yaml
 from pydantic import Field, ValidationError
 
-from diffalign.config import Section, apply_override, field_lines, standing_at, yaml_problem
-from diffalign.errors import ConfigError, NotFoundError
+from diffalign.config import Section, fields_of, standing_at
+from diffalign.errors import ConfigError
 
 
 class LoraConfig(Section):
@@ -80,24 +80,7 @@ def load(path: Path, overrides: Sequence[str] = ()) -> FitConfig:
 
     Raises NotFoundError if the file is missing, and ConfigError with file and line for anything wrong in it.
     """
-    if not path.is_file():
-        raise NotFoundError(f"no configuration file {path}")
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-        node = yaml.compose(text, Loader=yaml.SafeLoader)
-        data = yaml.safe_load(text)
-    except UnicodeDecodeError:
-        raise ConfigError(f"{path} is not UTF-8 text, so it is no configuration file") from None
-    except (yaml.YAMLError, ValueError) as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f"{path}:{mark.line + 1}" if mark else str(path)
-        raise ConfigError(f"{where}: not valid YAML: {yaml_problem(error)}") from None
-    if not isinstance(data, dict):
-        raise ConfigError(f"{path}: a configuration is a mapping of fields, such as 'preferences: pairs.parquet'")
-    origin = {field: f"{path}:{line}" for field, line in field_lines(node).items()}
-    for override in overrides:
-        apply_override(data, override, origin)
-    return parse(data, origin)
+    return parse(*fields_of(path, overrides, "preferences: pairs.parquet"))
 
 
 def parse(data: Mapping[str, Any], origin: Mapping[str, str] | None = None) -> FitConfig:
