@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 
 import click
@@ -75,15 +76,12 @@ class Job:
         build.check(config)
         self.policy: DiffusionPolicy = build.policy(config)
         self.resolved = build.resolved(config, directory.path)
-        self._judges: build.Judges | None = None
         self.saved: Path | None = None
 
-    @property
+    @cached_property
     def judges(self) -> build.Judges:
         """The rewards; those that the run fits itself are there once it has."""
-        if self._judges is None:
-            self._judges = build.judges(self.resolved)
-        return self._judges
+        return build.judges(self.resolved)
 
     def train(self, status: Status, *, resume: bool) -> None:
         """Trains to the end and writes the adapter or model."""

@@ -13,7 +13,7 @@ import torch
 from PIL.Image import Image
 from torch import Tensor
 
-from apps.catalogue import recipes, unknown
+from apps.catalogue import find, recipes
 from diffalign.config import FITTED, RunConfig, is_fitted, load
 from diffalign.errors import ConfigError, NotFoundError
 from diffalign.types import Reward, Sample
@@ -29,15 +29,7 @@ log = logging.getLogger(__name__)
 
 def configuration(recipe: str, overrides: Sequence[str] = ()) -> RunConfig:
     """The configuration of a recipe's name, a YAML file, or a run directory."""
-    known = recipes()
-    if recipe in known:
-        return load(known[recipe], overrides)
-    path = Path(recipe).expanduser()
-    if path.is_dir() and (path / "config.yaml").is_file():
-        return load(path / "config.yaml", overrides)
-    if path.suffix in (".yaml", ".yml") or path.exists():
-        return load(path, overrides)
-    raise NotFoundError(unknown(recipe, known))
+    return load(find(recipe, recipes()), overrides)
 
 
 def resolved(config: RunConfig, folder: Path) -> RunConfig:

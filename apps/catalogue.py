@@ -6,6 +6,8 @@ import difflib
 from collections.abc import Mapping
 from pathlib import Path
 
+from diffalign.errors import NotFoundError
+
 HERE = Path(__file__).parent
 
 
@@ -19,11 +21,18 @@ def fit_recipes() -> dict[str, Path]:
     return _named(HERE / "fit_recipes")
 
 
-def unknown(name: str, known: Mapping[str, Path]) -> str:
-    """The sentence for a name that is no recipe."""
+def find(name: str, known: Mapping[str, Path]) -> Path:
+    """The file of a recipe's name, of a YAML file, or of the folder of an earlier run. Raises NotFoundError."""
+    if name in known:
+        return known[name]
+    path = Path(name).expanduser()
+    if path.is_dir() and (path / "config.yaml").is_file():
+        return path / "config.yaml"
+    if path.suffix in (".yaml", ".yml") or path.exists():
+        return path
     near = difflib.get_close_matches(name, known, 1)
     hint = f"did you mean {near[0]}? " if near else ""
-    return f"no recipe {name!r}; {hint}recipes: {', '.join(known)}; or give a YAML file"
+    raise NotFoundError(f"no recipe {name!r}; {hint}recipes: {', '.join(known)}; or give a YAML file")
 
 
 def _named(folder: Path) -> dict[str, Path]:

@@ -12,9 +12,9 @@ from rich.console import Console
 from rich.table import Table
 
 from apps import hashes, reward_fit_card
-from apps.catalogue import fit_recipes, unknown
+from apps.catalogue import find, fit_recipes
 from apps.progress import Status
-from diffalign.errors import ConfigError, NotFoundError
+from diffalign.errors import ConfigError
 from diffalign.preferences import read
 from diffalign.runs import environment, require_empty, unused_folder, write_text
 from rewards import fit_data, fit_lora, fit_measure, fit_model
@@ -97,15 +97,7 @@ def in_words(card: Mapping[str, Any]) -> list[str]:
 
 def configuration(recipe: str, overrides: Sequence[str]) -> FitConfig:
     """The configuration of a recipe's name, a YAML file, or the folder of an earlier fit."""
-    known = fit_recipes()
-    if recipe in known:
-        return load(known[recipe], overrides)
-    path = Path(recipe).expanduser()
-    if path.is_dir() and (path / "config.yaml").is_file():
-        return load(path / "config.yaml", overrides)
-    if path.suffix in (".yaml", ".yml") or path.exists():
-        return load(path, overrides)
-    raise NotFoundError(unknown(recipe, known))
+    return load(find(recipe, fit_recipes()), overrides)
 
 
 def check_parts(study: fit_data.Study, parts: fit_data.Parts, criterion: str, config: FitConfig) -> None:

@@ -151,7 +151,7 @@ class Pictures(Sequence[Sample]):
 
 
 def apart(prompts: Sequence[Prompt], held_out: Sequence[Prompt]) -> list[int]:
-    """Numbers of the prompts that are not held out: neither by case or id, nor by text."""
+    """Numbers of the prompts that are not held out: neither by case, nor by text, nor by the id of one without text."""
     groups = {preferences.group(prompt) for prompt in held_out}
     texts = {plain(prompt.text) for prompt in held_out} - {""}
     return [i for i, p in enumerate(prompts) if preferences.group(p) not in groups and plain(p.text) not in texts]

@@ -62,7 +62,7 @@ class PerPromptStatistics:
             if math.isfinite(score):
                 self.buffers.setdefault(key, deque(maxlen=self.buffer_size)).append(score)
         advantages = torch.empty_like(scores, dtype=torch.float32)
-        for key, index in _groups(keys).items():
+        for key, index in groups(keys).items():
             buffer = self.buffers.get(key, ())
             known = scores if len(buffer) < self.min_count else torch.tensor(list(buffer), dtype=torch.float64)
             advantages[index] = _standardised(scores[index], known)
@@ -90,7 +90,8 @@ def _all_the_same(known: Tensor) -> bool:
     return len(known) < 2 or bool(known.max() == known.min())
 
 
-def _groups(keys: Sequence[str]) -> dict[str, Tensor]:
+def groups(keys: Sequence[str]) -> dict[str, Tensor]:
+    """int64: which places each key stands at, keys in the order of their first."""
     rows: dict[str, list[int]] = {}
     for row, key in enumerate(keys):
         rows.setdefault(key, []).append(row)
@@ -99,6 +100,6 @@ def _groups(keys: Sequence[str]) -> dict[str, Tensor]:
 
 def _per_group(scores: Tensor, keys: Sequence[str], rule: Callable[[Tensor], Tensor]) -> Tensor:
     advantages = torch.empty_like(scores, dtype=torch.float32)
-    for index in _groups(keys).values():
+    for index in groups(keys).values():
         advantages[index] = rule(scores[index])
     return advantages

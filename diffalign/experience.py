@@ -15,7 +15,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from diffalign import checks
+from diffalign import checks, credit
 from diffalign.config import TrainerConfig
 from diffalign.errors import InputError
 from diffalign.seeds import derive, permutation
@@ -304,10 +304,7 @@ def _sampled(epoch: Epoch, prompts: Sequence[Prompt]) -> Rollout:
 
 def _groups(samples: Sequence[Sample]) -> list[list[int]]:
     """Numbers of the samples of each prompt."""
-    found: dict[str, list[int]] = {}
-    for i, sample in enumerate(samples):
-        found.setdefault(sample.prompt.key, []).append(i)
-    return list(found.values())
+    return [own.tolist() for own in credit.groups([sample.prompt.key for sample in samples]).values()]
 
 
 def _best(scores: Tensor, samples: Sequence[Sample], share: float) -> Tensor:

@@ -159,11 +159,11 @@ class Steps:
 
     def loss(self, inputs: Inputs) -> tuple[Tensor, Metrics]:
         """See Lesson."""
-        kl = inputs.pop("kl", None)
+        kl, rest = inputs.get("kl"), {name: values for name, values in inputs.items() if name != "kl"}
         if self.objective.name == "reinforce":
-            loss, metrics = policy_gradient.reinforce(**inputs)
+            loss, metrics = policy_gradient.reinforce(**rest)
         else:
-            loss, metrics = policy_gradient.ppo_clip(**inputs, clip_range=self.objective.clip_range or 0.0)
+            loss, metrics = policy_gradient.ppo_clip(**rest, clip_range=self.objective.clip_range or 0.0)
         if kl is not None:
             loss = loss + (self.objective.kl_coefficient or 0.0) * kl * inputs["mask"]
             metrics["kl"] = policy_gradient.masked_mean(kl.detach(), inputs["mask"])
