@@ -18,8 +18,7 @@ from diffalign.errors import ConfigError, UserError
 from diffalign.evaluation import Evaluation, evaluate, step_kl
 from diffalign.runs import Run, require_empty, unused_folder, write_text
 from diffalign.trainer import Interrupted, Trainer
-from diffalign.types import Scores
-from pipelines.diffusion import DiffusionPolicy
+from diffalign.types import LikelihoodPolicy, Scores
 
 _WATCH = (
     "the loss of DPO starts near ln 2 = 0.693 and hardly falls at first: watch the accuracy (policy/accuracy) and"
@@ -74,7 +73,7 @@ class Job:
         self.config, self.directory = config, directory
         self.train_prompts, self.held_out = prompt_sources.load(config.prompts, config.seed)
         build.check(config)
-        self.policy: DiffusionPolicy = build.policy(config)
+        self.policy: LikelihoodPolicy = build.policy(config)
         self.resolved = build.resolved(config, directory.path)
         self.saved: Path | None = None
 
@@ -139,7 +138,7 @@ class Job:
         if (distance := step_kl(self.policy, rollouts[:2])) is not None:
             found["distance/step_kl"] = distance
         self.directory.log(epoch, found)
-        samples.write_grid(self.directory.path / "samples" / f"epoch-{epoch}.png", rollouts)
+        samples.write_moment(self.directory.path / "samples" / f"epoch-{epoch}", drawn)
 
     def evaluate(self, status: Status) -> Evaluation:
         """Before and after on held-out prompts; writes evaluation.json and samples/."""
@@ -152,8 +151,8 @@ class Job:
             wanted=self.judges.wanted,
             seeds_per_prompt=self.config.evaluation.seeds_per_prompt,
             seed=self.config.seed,
-            features=build.features(),
-            spreads=build.spreads(),
+            features=build.features(self.config),
+            spreads=build.spreads(self.config),
             on_progress=status,
         )
         write_text(self.directory.path / "evaluation.json", outcome.dumps())

@@ -5,20 +5,19 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from urllib.parse import quote
 
 import torch
-from PIL.Image import Image
 from torch import Tensor
 
 from apps.catalogue import find, recipes
-from diffalign.config import FITTED, RunConfig, is_fitted, load
+from diffalign.config import FITTED, RunConfig, fields_of, is_fitted, parse
 from diffalign.errors import ConfigError, NotFoundError
 from diffalign.types import Reward, Sample
 from pipelines.diffusion import DiffusionPolicy
-from pipelines.loading import load_policy
+from pipelines.language import LanguagePolicy
+from pipelines.loading import load_policy, modality_of
 from rewards.arguments import split
 from rewards.combine import Combined
 from rewards.rater import SimulatedRaters
@@ -29,7 +28,10 @@ log = logging.getLogger(__name__)
 
 def configuration(recipe: str, overrides: Sequence[str] = ()) -> RunConfig:
     """The configuration of a recipe's name, a YAML file, or a run directory."""
-    return load(find(recipe, recipes()), overrides)
+    data, origin = fields_of(find(recipe, recipes()), overrides, "model: embedded:emoji")
+    if isinstance(data.get("model"), str):
+        data.setdefault("modality", modality_of(data["model"]))
+    return parse(data, origin)
 
 
 def resolved(config: RunConfig, folder: Path) -> RunConfig:
@@ -61,13 +63,15 @@ def device(name: str) -> torch.device:
     return wanted
 
 
-def policy(config: RunConfig) -> DiffusionPolicy:
+def policy(config: RunConfig) -> DiffusionPolicy | LanguagePolicy:
     """The model of a configuration, ready to be aligned."""
     return load_policy(
         config.model,
+        modality=config.modality,
         adapter=config.adapter,
         full=config.adapter is None,
         sampler=config.sampler,
+        generation=config.generation,
         device=device(config.device),
         precision=config.precision,
         gradient_checkpointing=config.trainer.gradient_checkpointing,
@@ -194,8 +198,10 @@ def check(config: RunConfig) -> None:
             load_reward(spec)
 
 
-def features() -> Callable[[Sequence[Sample]], Tensor] | None:
-    """The encoder behind the diversity: ``embedded:clip`` if it is there, else None (coarse pixels)."""
+def features(config: RunConfig) -> Callable[[Sequence[Sample]], Tensor] | None:
+    """The encoder behind the diversity of images: ``embedded:clip`` if it is there, else None (coarse pixels)."""
+    if config.modality != "image":
+        return None
     from rewards.clip import EMBEDDED, ClipReward
 
     if not EMBEDDED.is_dir():
@@ -209,12 +215,15 @@ def features() -> Callable[[Sequence[Sample]], Tensor] | None:
     return encode
 
 
-def spreads() -> dict[str, Callable[[Sequence[Image]], float]]:
-    """Further measures of diversity: LPIPS, if its weights were fetched (``diffalign fetch lpips``)."""
+def spreads(config: RunConfig) -> dict[str, Callable[[Sequence[Sample]], float]]:
+    """Further measures of the diversity of images: LPIPS, if its weights were fetched (``diffalign fetch lpips``)."""
     from diffalign.assets import CATALOGUE
 
-    if not CATALOGUE["lpips"].present:
+    if config.modality != "image" or not CATALOGUE["lpips"].present:
         return {}
     from rewards.lpips import lpips_diversity
 
-    return {"lpips": partial(lpips_diversity, net="alex")}
+    def spread(samples: Sequence[Sample]) -> float:
+        return lpips_diversity([sample.image for sample in samples if sample.image is not None], net="alex")
+
+    return {"lpips": spread}

@@ -15,6 +15,7 @@ from diffalign.config import RunConfig, dump
 from diffalign.methods import POLICY_GRADIENT, RECORDED
 from diffalign.types import Prompt, Rollout, Sample
 from pipelines.diffusion import DiffusionPolicy
+from pipelines.language import LanguagePolicy
 
 FLOAT32 = 4
 
@@ -26,20 +27,20 @@ def run(recipe: str, overrides: Sequence[str]) -> None:
     build.check(config)
     policy = build.policy(config)
     trained = sum(p.numel() for p in policy.trainable().values())
-    size = sum(p.numel() for p in policy.family.denoiser.parameters())
-    sampled, measured, evaluated = images(config, len(held_out))
+    sampled, measured, evaluated = generated(config, len(held_out))
     experience: str = config.experience.source
     if config.experience.rater is not None:
         experience += f", judged by the simulated raters {config.experience.rater}"
     for label, value in {
-        "model": f"{config.model}, {size / 1e6:.2f} M parameters in the denoiser",
+        "model": f"{config.model}, {_size(policy) / 1e6:.2f} M parameters{PARTS[config.modality]}",
         "trained parameters": f"{trained:,}",
         "device": f"{policy.device}, {config.precision}",
         "prompts": f"{len(train)} to train on, {len(held_out)} held out",
         "method": f"{config.objective.name} from {experience}",
         "updates per epoch": updates(config),
-        "images to generate": f"{sampled} in training, {measured} measured on the way, {evaluated} to evaluate",
-        "denoiser calls": f"{calls(config, len(held_out)):,} (image x step x guidance branch, forward)",
+        f"{config.modality}s to generate": f"{sampled} in training, {measured} measured on the way, {evaluated} to"
+        " evaluate",
+        **WORK[config.modality](config, len(held_out)),
         "memory estimate": f"{memory(policy, config) / 2**20:.0f} MiB, of {_available(policy.device) / 2**20:.0f}",
         "not counted": "the rewards, decoding of images, start-up checks, and what libraries keep for themselves",
     }.items():
@@ -69,8 +70,8 @@ def items(config: RunConfig) -> int:
     return settings.samples_per_epoch
 
 
-def images(config: RunConfig, held_out: int) -> tuple[int, int, int]:
-    """Images sampled to train on, to measure on the way (``evaluation.every``), and for before and after."""
+def generated(config: RunConfig, held_out: int) -> tuple[int, int, int]:
+    """Samples made to train on, to measure on the way (``evaluation.every``), and for before and after."""
     epochs, every, wanted = config.trainer.epochs, config.evaluation.every, config.experience
     moments = max(0, epochs - 1) // every if every else 0
     sampled = epochs * config.trainer.samples_per_epoch
@@ -83,7 +84,7 @@ def images(config: RunConfig, held_out: int) -> tuple[int, int, int]:
 
 def calls(config: RunConfig, held_out: int) -> int:
     """Forward passes of one image through the denoiser: sampling, training, and the reference's answers."""
-    sampled, measured, evaluated = images(config, held_out)
+    sampled, measured, evaluated = generated(config, held_out)
     # The distance replays two batches of the evaluation, by the model and by its reference.
     compared = 2 * min(evaluated // 2, 2 * config.sampler.batch_size)
     branches = 1 if config.sampler.guidance_scale == 1 else 2
@@ -106,24 +107,49 @@ def learning_calls(config: RunConfig) -> float:
     return asked * (4 if objective.name == "kto" else 2)
 
 
-def memory(policy: DiffusionPolicy, config: RunConfig) -> int:
-    """Bytes for weights, gradients, Adam's moments, an epoch's latents, and the activations of one micro-batch.
+def _denoising(config: RunConfig, held_out: int) -> dict[str, str]:
+    return {"denoiser calls": f"{calls(config, held_out):,} (image x step x guidance branch, forward)"}
 
-    The activations are measured on one row. A fully trained denoiser is there twice: its frozen copy is the reference.
+
+def _writing(config: RunConfig, held_out: int) -> dict[str, str]:
+    most = sum(generated(config, held_out)) * config.generation.max_new_tokens
+    return {"tokens to generate": f"at most {most:,}"}
+
+
+WORK = {"image": _denoising, "text": _writing}
+PARTS = {"image": " in the denoiser", "text": ""}
+
+
+def _size(policy: DiffusionPolicy | LanguagePolicy) -> int:
+    model = policy.family.denoiser if isinstance(policy, DiffusionPolicy) else policy.model
+    return sum(p.numel() for p in model.parameters())
+
+
+def memory(policy: DiffusionPolicy | LanguagePolicy, config: RunConfig) -> int:
+    """Bytes for weights, gradients, Adam's moments, an epoch's latents or tokens, and the activations of a micro-batch.
+
+    The activations are measured on one row. A fully trained model is there twice: its frozen copy is the reference.
     """
-    pipeline = policy.family.pipeline
-    modules = [pipeline.vae, pipeline.text_encoder, policy.family.denoiser]
-    if config.adapter is None:
-        modules.append(policy.family.denoiser)
-    weights: int = sum(p.numel() * p.element_size() for module in modules for p in module.parameters())
     trained = sum(3 * p.numel() * FLOAT32 for p in policy.trainable().values())
-    latent = math.prod(policy.family.latent_shape) * FLOAT32
-    steps = 1 if config.experience.source in RECORDED else config.sampler.steps + 1
+    blank: dict[str, torch.Tensor]
+    if isinstance(policy, DiffusionPolicy):
+        pipeline = policy.family.pipeline
+        modules, model = [pipeline.vae, pipeline.text_encoder, policy.family.denoiser], policy.family.denoiser
+        latent, most = math.prod(policy.family.latent_shape) * FLOAT32, 1
+        steps = 1 if config.experience.source in RECORDED else config.sampler.steps + 1
+        blank = {"latents": torch.randn(1, 2, *policy.family.latent_shape)}
+    else:
+        modules, model, latent, most = [policy.model], policy.model, 3 * FLOAT32, config.generation.max_new_tokens
+        steps = most
+        blank = {"tokens": torch.zeros((1, most), dtype=torch.int64)}
+    if config.adapter is None:
+        modules.append(model)
+    weights: int = sum(p.numel() * p.element_size() for module in modules for p in module.parameters())
     stored = config.trainer.samples_per_epoch * steps * latent
-    return weights + trained + stored + _activations(policy) * config.trainer.micro_batch_size
+    return weights + trained + stored + _activations(policy, blank, most) * config.trainer.micro_batch_size
 
 
-def _activations(policy: DiffusionPolicy) -> int:
+def _activations(policy: DiffusionPolicy | LanguagePolicy, state: dict[str, torch.Tensor], steps: int) -> int:
     """Bytes that the backward pass of one row keeps."""
     saved = 0
 
@@ -133,11 +159,10 @@ def _activations(policy: DiffusionPolicy) -> int:
             saved += tensor.numel() * tensor.element_size()
         return tensor
 
-    latents = torch.randn(1, 2, *policy.family.latent_shape)
-    blank = torch.zeros(1, 1)
-    rollout = Rollout((Sample(Prompt("x")),), blank, blank.bool(), {"latents": latents})
+    blank = torch.ones(1, steps)
+    rollout = Rollout((Sample(Prompt("x")),), blank, blank.bool(), state)
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        policy.step_log_probs(rollout, torch.zeros((1, 1), dtype=torch.int64))
+        policy.step_log_probs(rollout, torch.arange(steps)[None])
     return saved
 
 

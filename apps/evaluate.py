@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import click
@@ -19,9 +20,10 @@ from diffalign.config import RunConfig, parse
 from diffalign.errors import ConfigError, NotFoundError
 from diffalign.evaluation import evaluate
 from diffalign.runs import Run, require_empty, unused_folder, write_text
-from diffalign.types import Capability, Prompt, Rollout, StepLikelihood
+from diffalign.types import Capability, Policy, Prompt, Rollout, StepLikelihood
 from pipelines.diffusion import DiffusionPolicy
-from pipelines.loading import load_adapter, load_family
+from pipelines.language import LanguagePolicy
+from pipelines.loading import load_adapter, load_policy
 
 
 def run(model: str, against: str | None, overrides: Sequence[str], out: Path | None) -> None:
@@ -45,8 +47,8 @@ def run(model: str, against: str | None, overrides: Sequence[str], out: Path | N
             wanted=judges.wanted,
             seeds_per_prompt=config.evaluation.seeds_per_prompt,
             seed=config.seed,
-            features=build.features(),
-            spreads=build.spreads(),
+            features=build.features(config),
+            spreads=build.spreads(config),
             on_progress=status,
         )
     write_text(folder / "evaluation.json", outcome.dumps())
@@ -87,24 +89,22 @@ def configuration(model: str, against: str | None, overrides: Sequence[str]) -> 
     return parse(config.model_dump() | {"model": model})
 
 
-def sampler(name: str, config: RunConfig) -> DiffusionPolicy:
+def sampler(name: str, config: RunConfig) -> DiffusionPolicy | LanguagePolicy:
     """A policy that samples from a model, or from what a run produced."""
-    options = {
-        "sampler": config.sampler,
-        "device": build.device(config.device),
-        "precision": config.precision,
-        "name": name,
-    }
+    load = partial(
+        load_policy, modality=config.modality, sampler=config.sampler, generation=config.generation,
+        device=build.device(config.device), precision=config.precision, name=name,
+    )  # fmt: skip
     if not is_run(name):
-        return DiffusionPolicy(load_family(name), **options)  # type: ignore[arg-type]
+        return load(name)
     folder = Path(name).expanduser()
     own = build.configuration(name)
     Run.open(folder)
     if (folder / "model").is_dir():
-        return DiffusionPolicy(load_family(str(folder / "model")), **options)  # type: ignore[arg-type]
+        return load(str(folder / "model"))
     if not (folder / "adapter").is_dir():
         raise NotFoundError(f"run {name} has no adapter/ or model/: it did not finish; continue it with --resume")
-    policy = DiffusionPolicy(load_family(own.model), adapter=own.adapter, **options)  # type: ignore[arg-type]
+    policy = load(own.model, adapter=own.adapter)
     load_adapter(policy, folder / "adapter")
     return policy
 
@@ -114,10 +114,11 @@ class Pair:
 
     capabilities: frozenset[Capability] = frozenset()
 
-    def __init__(self, aligned: DiffusionPolicy, base: DiffusionPolicy) -> None:
+    def __init__(self, aligned: Policy, base: Policy) -> None:
         self.aligned, self.base, self.now = aligned, base, aligned
         self.name, self.modality = aligned.name, aligned.modality
         self.device, self.batch_size = aligned.device, aligned.batch_size
+        self.steps_at_once, self.reduction = aligned.steps_at_once, aligned.reduction
 
     def rollout(self, prompts: Sequence[Prompt], seeds: Sequence[int]) -> Rollout:
         """See Policy."""

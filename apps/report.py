@@ -136,8 +136,8 @@ def limitations(config: RunConfig, measures: Sequence[Row]) -> list[str]:
         f"The evaluation has {prompts} held-out prompts with {seeds} {'seed' if seeds == 1 else 'seeds'} each. The"
         " 95\u00a0% intervals are bootstrap intervals over prompts: they cover which prompts and seeds were drawn, and"
         f" not what another training run would give. This is one run with seed {config.seed}.",
-        "Rewards and checkers are programs. They misjudge some images, and training finds out which. Look at the pairs,"
-        " the losses above all, before you believe a number.",
+        "Rewards and checkers are programs. They misjudge some samples, and training finds out which. Look at the"
+        " pairs, the losses above all, before you believe a number.",
         "Held-out prompts come from the same source as the training prompts. How the model does on other prompts was"
         " not measured.",
     ]
@@ -156,15 +156,15 @@ def limitations(config: RunConfig, measures: Sequence[Row]) -> list[str]:
             f"{related} is close kin of a reward that was trained on: it may share its mistakes, so it is weaker"
             " evidence than an independent judge."
         )
-    if "brain-mr" in config.model or config.prompts.source == "brain-mr":
+    if config.prompts.source in ("brain-mr", "findings") or "brain-mr" in config.model:
         found.append(
-            "The images are synthetic and must not be used for diagnosis or for any decision about a patient. Neither"
-            " the model nor the checker is a medical device, and the checker's judgement is not a clinician's."
+            f"The {config.modality}s are synthetic and must not be used for diagnosis or for any decision about a"
+            " patient. Neither the model nor the checker is a medical device, and the checker's judgement is not a"
+            " clinician's."
         )
     if config.model.startswith("embedded:"):
         found.append(
-            f"{config.model} is a small model that makes 64×64 images. It shows that the method works, not how a large"
-            " model would do."
+            f"{config.model} is a small model. It shows that the method works, not how a large model would do."
         )
     return found
 

@@ -187,7 +187,11 @@ def perceived(evaluation: Mapping[str, Any]) -> list[tuple[str, str, str, str]]:
 def distances(evaluation: Mapping[str, Any]) -> list[tuple[str, str, str]]:
     """Each distance from the base model: value, name, and what it is."""
     known = {
-        "step_kl": ("KL divergence per denoising step", "nats per latent element, along the aligned model's samples"),
+        "step_kl": (
+            "KL divergence per step",
+            "nats per latent element, or per token, along the aligned model's samples",
+        ),
+        "rewritten": ("Rewritten", "1 - cosine of the phrases of the two texts of a pair: 0 where none has changed"),
         "pixel_rms": ("Pixel change", "root mean square between the two images of a pair, pixels from 0 to 1"),
     }
     rows = []
@@ -217,7 +221,7 @@ def outcome(row: Row, won: Win | None) -> str:
     else:
         verb = "rose" if row.change[0] > 0 else "fell"
         moved = f"{verb} from {before} to {after}: a difference of {change} (95\u00a0% interval {interval})"
-    text = f"On {row.n} images of held-out prompts, {row.name} {moved}."
+    text = f"On {row.n} samples of held-out prompts, {row.name} {moved}."
     if won:
         text += f" The aligned model won {won.value} of the pairs ({won.interval}; a tie is half a win)."
     return text

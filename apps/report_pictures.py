@@ -41,6 +41,9 @@ class Pair:
     after_image: str | None
     small: bool
     """Whether the image is shown larger than it is, so that its pixels should stay sharp."""
+    before_text: str | None = None
+    """Where the samples are texts."""
+    after_text: str | None = None
 
     @property
     def change(self) -> float | None:
@@ -157,6 +160,8 @@ def _pair(samples: Path, index: int, record: Mapping[str, Any]) -> Pair:
         before_image=before,
         after_image=after,
         small=small,
+        before_text=record.get("before_text"),
+        after_text=record.get("after_text"),
     )
 
 

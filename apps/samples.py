@@ -11,7 +11,7 @@ from diffalign import images
 from diffalign.evaluation import Evaluation
 from diffalign.runs import disk_errors, write_text
 from diffalign.seeds import derive
-from diffalign.types import Policy, Prompt, Rollout
+from diffalign.types import Policy, Prompt, Rollout, Sample
 
 SHOWN = 64
 """Pairs that are kept as files."""
@@ -30,32 +30,34 @@ def generate(
     return rollouts
 
 
-def write_grid(path: Path, rollouts: Sequence[Rollout], count: int = 32) -> None:
-    """A grid of the first images, with their prompts."""
-    shown = [sample for rollout in rollouts for sample in rollout.samples][:count]
+def write_moment(path: Path, samples: Sequence[Sample], count: int = 32) -> None:
+    """The first samples with their prompts: a grid of images (``.png``), or a list of texts (``.txt``)."""
+    shown = samples[:count]
     pictures = [sample.image for sample in shown if sample.image is not None]
     with disk_errors(f"cannot write {path}", path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        images.save_png(images.grid(pictures, COLUMNS, [sample.prompt.text for sample in shown]), path)
+        if pictures:
+            prompts = [sample.prompt.text for sample in shown]
+            images.save_png(images.grid(pictures, COLUMNS, prompts), path.with_name(f"{path.name}.png"))
+    if not pictures:
+        listed = "\n\n".join(f"{sample.prompt.text}\n{sample.text}" for sample in shown)
+        write_text(path.with_name(f"{path.name}.txt"), listed + "\n")
 
 
 def write_pairs(folder: Path, outcome: Evaluation) -> None:
-    """Images before and after at the same prompts and seeds, their scores, and a grid of each."""
+    """Samples before and after at the same prompts and seeds, their scores, and an overview of each."""
     step = max(1, len(outcome.before) // SHOWN)
     shown = list(range(0, len(outcome.before), step))[:SHOWN]
     measure = outcome.measures[outcome.main]
-    rows = []
+    rows: list[dict[str, object]] = []
     with disk_errors(f"cannot write {folder}", folder):
         for side, all_samples in (("before", outcome.before), ("after", outcome.after)):
             picked = [all_samples[i] for i in shown]
-            (folder / side).mkdir(parents=True, exist_ok=True)
             for number, sample in enumerate(picked):
-                assert sample.image is not None
-                images.save_png(sample.image, folder / side / f"{number:03d}.png")
-            grid = images.grid(
-                [s.image for s in picked[:32] if s.image is not None], COLUMNS, [s.prompt.text for s in picked[:32]]
-            )
-            images.save_png(grid, folder / f"{side}.png")
+                if sample.image is not None:
+                    (folder / side).mkdir(parents=True, exist_ok=True)
+                    images.save_png(sample.image, folder / side / f"{number:03d}.png")
+            write_moment(folder / side, picked)
     for i in shown:
         before, after = float(measure.before[i]), float(measure.after[i])
         rows.append(
@@ -66,4 +68,6 @@ def write_pairs(folder: Path, outcome: Evaluation) -> None:
                 "after": after if math.isfinite(after) else None,
             }
         )
+        if outcome.before[i].text is not None:
+            rows[-1] |= {"before_text": outcome.before[i].text, "after_text": outcome.after[i].text}
     write_text(folder / "prompts.json", json.dumps(rows, indent=1, ensure_ascii=False, allow_nan=False) + "\n")

@@ -116,7 +116,7 @@ def judgements(config: RunConfig) -> int:
 def work(config: RunConfig) -> int:
     """Denoiser calls on one image in training, a backward pass counted as two; without the evaluation."""
     settings, objective = config.trainer, config.objective
-    sampled, _, _ = dry_run.images(config, 0)
+    sampled, _, _ = dry_run.generated(config, 0)
     passes = settings.epochs * settings.inner_epochs
     if objective.name in POLICY_GRADIENT:
         trained: float = settings.samples_per_epoch * config.sampler.steps

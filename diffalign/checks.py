@@ -16,6 +16,7 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from diffalign.errors import ConfigError, RefusedError
+from diffalign.steps import in_turn
 
 if TYPE_CHECKING:
     from torch.nn import Parameter
@@ -99,11 +100,10 @@ def ratio_is_one(policy: Policy, rollout: Rollout, precision: str, clip_range: f
     ``clip_range`` of the objective, clips steps for their rounding alone, before any update: that is warned of.
     """
     deviations = []
-    for step in range(rollout.log_probs.shape[1]):
-        steps = torch.full((len(rollout), 1), step)
-        replayed = policy.step_log_probs(rollout, steps).log_probs[:, 0].cpu()
-        ratio = (replayed - rollout.log_probs[:, step].cpu()).double().exp()
-        deviations.append(torch.where(rollout.mask[:, step].cpu(), (ratio - 1).abs(), 0.0).max())
+    for steps in in_turn(policy, rollout):
+        replayed = policy.step_log_probs(rollout, steps).log_probs.cpu()
+        ratio = (replayed - rollout.log_probs.cpu().gather(1, steps)).double().exp()
+        deviations.append(torch.where(rollout.mask.cpu().gather(1, steps), (ratio - 1).abs(), 0.0).max())
     deviation = float(torch.stack(deviations).max())  # unlike Python's max, keeps a NaN
     if not deviation <= RATIO_TOLERANCE[precision]:
         raise RefusedError(

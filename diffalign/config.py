@@ -14,7 +14,15 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    Field,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    model_serializer,
+    model_validator,
+)
 
 from diffalign.errors import ConfigError, NotFoundError
 from diffalign.methods import (
@@ -25,8 +33,11 @@ from diffalign.methods import (
     ObjectiveConfig,
     RewardModelConfig,
     combination_fault,
+    with_defaults,
 )
+from diffalign.sampling import REDUCTIONS, SAMPLED_BY, GenerationConfig, SamplerConfig
 from diffalign.section import Section
+from diffalign.types import Modality
 
 __all__ = [
     "FITTED",
@@ -34,6 +45,7 @@ __all__ = [
     "CreditConfig",
     "EvaluationConfig",
     "ExperienceConfig",
+    "GenerationConfig",
     "ObjectiveConfig",
     "PromptsConfig",
     "RewardConfig",
@@ -104,19 +116,6 @@ class AdapterConfig(Section):
     """``attention`` (to_q, to_k, to_v, to_out.0, as in DDPO), ``all`` (also convolutions, feed-forward), or names."""
 
 
-class SamplerConfig(Section):
-    """How images are sampled, in training and in evaluation alike."""
-
-    steps: int = Field(10, ge=1, le=1000)
-    """Number of denoising steps."""
-    eta: float = Field(1.0, ge=0, le=1)
-    """Share of the DDPM noise; 0 is deterministic and has no likelihood, so policy gradients refuse it."""
-    guidance_scale: float = Field(1.0, ge=0)
-    """Classifier-free guidance; 1 is none, and halves the work."""
-    batch_size: int = Field(32, ge=1)
-    """Images sampled at once; memory only, results do not depend on it beyond float rounding."""
-
-
 class TrainerConfig(Section):
     """The training loop."""
 
@@ -178,13 +177,16 @@ class RunConfig(Section):
     name: str = "run"
     seed: int = Field(0, ge=0)
     model: str
-    """``embedded:NAME``, a local diffusers folder, or a hub id."""
+    """``embedded:NAME``, a local diffusers or transformers folder, or a hub id."""
+    modality: Modality = "image"
+    """What the model makes; known of embedded and local models."""
     rewards: list[RewardEntry] = Field(default_factory=list)
     """What is optimised; none where ``experience`` brings the judgements itself."""
     prompts: PromptsConfig
     adapter: AdapterConfig | None = AdapterConfig()
     """The LoRA to train; null trains every weight of the denoiser."""
     sampler: SamplerConfig = SamplerConfig()
+    generation: GenerationConfig = GenerationConfig()
     fit: RewardModelConfig | None = None
     experience: ExperienceConfig = ExperienceConfig()
     objective: ObjectiveConfig = ObjectiveConfig()
@@ -195,6 +197,25 @@ class RunConfig(Section):
     """``auto``, ``cpu``, ``cuda``, ``cuda:1``, ``mps``."""
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     """Arithmetic of the denoiser; log-probabilities are always fp32."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_its_modality(cls, data: Any) -> Any:
+        if not isinstance(data, Mapping) or data.get("modality", "image") not in SAMPLED_BY:
+            return data
+        modality: Modality = data.get("modality", "image")
+        own = SAMPLED_BY[modality]
+        for section in SAMPLED_BY.values():
+            if section != own and section in data:
+                raise ValueError(f"{section}: {data.get('model')} makes {modality}s, and {own} says how")
+        objective = data.get("objective", {})
+        return {**data, "objective": with_defaults(objective, REDUCTIONS[modality])}
+
+    @model_serializer(mode="wrap")
+    def _without_foreign(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        fields: dict[str, Any] = handler(self)
+        own = SAMPLED_BY[self.modality]
+        return {name: value for name, value in fields.items() if name == own or name not in SAMPLED_BY.values()}
 
     @model_validator(mode="after")
     def _coherent(self) -> RunConfig:
@@ -221,6 +242,11 @@ class RunConfig(Section):
             )
         if not self.rewards and not self.evaluation.rewards:
             raise ValueError("evaluation.rewards: name one at least, for nothing else would be measured")
+        if self.objective.reduction != REDUCTIONS[self.modality]:
+            raise ValueError(
+                f"objective.reduction is {self.objective.reduction}, but log-likelihoods of {self.modality}s are a"
+                f" {REDUCTIONS[self.modality]}; leave it out"
+            )
         if self.sampler.eta == 0 and objective in POLICY_GRADIENT:
             raise ValueError(
                 f"sampler.eta is 0: sampling without noise has no likelihood, which {objective} needs;"

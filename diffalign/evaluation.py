@@ -1,6 +1,6 @@
 """Before and after, measured honestly: held-out prompts, the same seeds for both, intervals, diversity, distance.
 
-Shape legend: ``N`` images, ``P`` prompts (``N = P * seeds per prompt``), ``F`` features.
+Shape legend: ``N`` samples, ``P`` prompts (``N = P * seeds per prompt``), ``F`` features.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL.Image import Image
 from torch import Tensor
 
-from diffalign import images
 from diffalign.errors import ConfigError
 from diffalign.intervals import wilson
+from diffalign.looks import LOOKS
 from diffalign.seeds import derive
+from diffalign.steps import in_turn
 from diffalign.types import Policy, Prompt, Reward, Rollout, Sample
 
 Floats = NDArray[np.float64]
@@ -46,7 +46,7 @@ class Measure:
     """Of a part of a combination of rewards: what its weight asks for."""
 
     def known(self) -> NDArray[np.bool_]:
-        """``(N,)``: the pairs of which both images could be judged."""
+        """``(N,)``: the pairs of which both samples could be judged."""
         return np.isfinite(self.before) & np.isfinite(self.after)
 
 
@@ -56,7 +56,7 @@ class Evaluation:
 
     measures: Mapping[str, Measure]
     groups: NDArray[np.int64]
-    """``(N,)``: number of each image's prompt. Intervals resample prompts: images of one are not independent."""
+    """``(N,)``: number of each sample's prompt. Intervals resample prompts: samples of one are not independent."""
     main: str
     """The measure that training optimised; win rate is by it."""
     diversity: tuple[float, float]
@@ -111,7 +111,7 @@ class Evaluation:
         return mean_interval(after - before, self.groups[known], (-1.0, 1.0) if rate else None)
 
     def win_rate(self) -> dict[str, Any]:
-        """Share of pairs in which the aligned model's image scores higher by the main measure; a tie is half a win."""
+        """Share of pairs in which the aligned model's sample scores higher by the main measure; a tie is half a win."""
         measure = self.measures[self.main]
         known = measure.known()
         gain = (measure.after - measure.before)[known] * (1 if measure.higher_is_better else -1)
@@ -172,15 +172,15 @@ def evaluate(
     seeds_per_prompt: int = 2,
     seed: int = 0,
     features: Callable[[Sequence[Sample]], Tensor] | None = None,
-    spreads: Mapping[str, Callable[[Sequence[Image]], float]] | None = None,
+    spreads: Mapping[str, Callable[[Sequence[Sample]], float]] | None = None,
     on_progress: Callable[[str, int, int], None] | None = None,
 ) -> Evaluation:
     """Samples every prompt with the reference and with the policy, at the same seeds, and scores both.
 
     ``trained_on`` names the rewards that training saw, by default ``main`` alone. ``wanted`` says of measures (and
     their parts) whether more of them is better, where their reward does not. ``features`` maps samples to unit vectors
-    ``(N, F)`` for the diversity; without it coarse pixels are compared. ``spreads`` are further measures of it: how
-    different some images of one prompt are. Raises ConfigError if two rewards share a name.
+    ``(N, F)`` for the diversity; without it they are compared as ``looks`` does. ``spreads`` are further measures of
+    it: how different some samples of one prompt are. Raises ConfigError if two rewards share a name.
     """
     names = [reward.name for reward in (main, *others)]
     if twice := sorted({name for name in names if names.count(name) > 1}):
@@ -196,15 +196,19 @@ def evaluate(
     first = [sample for rollout in before for sample in rollout.samples]
     second = [sample for rollout in after for sample in rollout.samples]
     groups = np.repeat(np.arange(len(prompts)), seeds_per_prompt)
+    look = LOOKS[policy.modality]
+    distances = _cosine(features) if features else look.distances
+    kl = step_kl(policy, after[:2])
     return Evaluation(
         measures=_measures(first, second, (main, *others), trained, wanted or {}),
         groups=groups,
         main=main.name,
-        diversity=(diversity(first, groups, features), diversity(second, groups, features)),
-        distance=_distance(policy, after, first, second),
+        diversity=(diversity(first, groups, distances), diversity(second, groups, distances)),
+        distance=({} if kl is None else {"step_kl": kl})
+        | {name: change(first, second) for name, change in look.changes.items() if first},
         perceived={
             name: (_spread(first, groups, spread), _spread(second, groups, spread))
-            for name, spread in (spreads or {}).items()
+            for name, spread in {**look.spreads, **(spreads or {})}.items()
         },
         before=first,
         after=second,
@@ -246,41 +250,29 @@ def _measures(
 def diversity(
     samples: Sequence[Sample],
     groups: NDArray[np.int64],
-    features: Callable[[Sequence[Sample]], Tensor] | None = None,
+    distances: Callable[[Sequence[Sample]], Tensor],
 ) -> float:
-    """Mean distance between two images of the same prompt: 1 - cosine of features, or RMS of 16x16 pixels in [0, 1]."""
+    """Mean distance between two samples of the same prompt; NaN where no prompt has two."""
     index = torch.from_numpy(groups)
     same = (index[:, None] == index[None]) & ~torch.eye(len(index), dtype=torch.bool)
     if not samples or not bool(same.any()):
         return float("nan")
-    if features is not None:
+    return float(distances(samples)[same].mean())
+
+
+def _cosine(features: Callable[[Sequence[Sample]], Tensor]) -> Callable[[Sequence[Sample]], Tensor]:
+    def distances(samples: Sequence[Sample]) -> Tensor:
         vectors = features(samples).double().cpu()
-        distances = 1 - vectors @ vectors.T
-    else:
-        pixels = images.to_tensor([sample.image for sample in samples if sample.image is not None])
-        coarse = torch.nn.functional.adaptive_avg_pool2d(pixels, 16).flatten(1).double()
-        distances = torch.cdist(coarse, coarse) / coarse.shape[1] ** 0.5
-    return float(distances[same].mean())
+        return 1 - vectors @ vectors.T
+
+    return distances
 
 
-def _spread(samples: Sequence[Sample], groups: NDArray[np.int64], spread: Callable[[Sequence[Image]], float]) -> float:
-    """Mean over prompts; NaN where no prompt has two images."""
-    pictures = [[s.image for s, own in zip(samples, groups == group, strict=True) if own and s.image is not None]
-                for group in np.unique(groups)]  # fmt: skip
-    found = [spread(own) for own in pictures if len(own) > 1]
+def _spread(samples: Sequence[Sample], groups: NDArray[np.int64], spread: Callable[[Sequence[Sample]], float]) -> float:
+    """Mean over prompts; NaN where no prompt has two samples."""
+    own = [[s for s, number in zip(samples, groups == group, strict=True) if number] for group in np.unique(groups)]
+    found = [spread(some) for some in own if len(some) > 1]
     return float(np.mean(found)) if found else math.nan
-
-
-def _distance(
-    policy: Policy, rollouts: Sequence[Rollout], before: Sequence[Sample], after: Sequence[Sample]
-) -> dict[str, float]:
-    """How far the policy is from its reference: closed-form KL along its own trajectories, and RMS pixel change."""
-    kl = step_kl(policy, rollouts[:2])
-    result = {} if kl is None else {"step_kl": kl}
-    if before and before[0].image is not None:
-        first, second = (images.to_tensor([s.image for s in side if s.image is not None]) for side in (before, after))
-        result["pixel_rms"] = float(((first - second) ** 2).flatten(1).mean(1).sqrt().mean())
-    return result
 
 
 @torch.no_grad()
@@ -296,8 +288,8 @@ def step_kl(policy: Policy, rollouts: Sequence[Rollout]) -> float | None:
     values = []
     for rollout in rollouts:
         columns = []
-        for step in range(rollout.log_probs.shape[1]):
-            kl = policy.step_log_probs(rollout, torch.full((len(rollout), 1), step), kl=True).kl
+        for steps in in_turn(policy, rollout):
+            kl = policy.step_log_probs(rollout, steps, kl=True).kl
             assert kl is not None
             columns.append(kl)
         values.append(torch.cat(columns, 1)[rollout.mask].mean())

@@ -10,9 +10,9 @@ Shape legend: ``n`` rows. A row is one (sample, step), or one (sample or pair, d
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import ClassVar, Protocol, cast
+from typing import ClassVar, cast
 
 import torch
 from torch import Tensor
@@ -21,14 +21,13 @@ from diffalign.config import ObjectiveConfig
 from diffalign.denoising import denoising_error
 from diffalign.errors import ConfigError
 from diffalign.methods import POLICY_GRADIENT
-from diffalign.objectives import policy_gradient, preference, supervised
+from diffalign.objectives import preference, supervised
 from diffalign.objectives.policy_gradient import Metrics
 from diffalign.seeds import derive, permutation
-from diffalign.types import Capability, Draw, LikelihoodPolicy, Policy, Preference, Rollout, Sample
+from diffalign.steps import FEW, Inputs, Lesson, Rows, Steps
+from diffalign.types import Capability, DenoisingPolicy, Draw, LikelihoodPolicy, Policy, Preference, Sample
 
-Inputs = dict[str, Tensor]
-"""What a loss is a function of, each ``(n,)`` or ``(n, 1)``, by the names of the objective's arguments."""
-
+__all__ = ["PAIRWISE", "Comparisons", "Examples", "Inputs", "Lesson", "Rows", "Steps", "Verdicts", "needed"]
 
 PAIRWISE: Mapping[str, Callable[..., tuple[Tensor, Metrics]]] = {
     "dpo": preference.dpo,
@@ -36,144 +35,6 @@ PAIRWISE: Mapping[str, Callable[..., tuple[Tensor, Metrics]]] = {
     "ipo": preference.ipo,
     "hinge": preference.hinge,
 }
-FEW = 8
-"""Samples that a fingerprint asks about."""
-
-
-@dataclass(frozen=True)
-class Rows:
-    """Rows to train on."""
-
-    items: Tensor
-    """int64 ``(n,)``: which sample or pair of the lesson."""
-    count: int
-    """Rows that the mean loss is over: those left out because they are 0 count, too."""
-    steps: Tensor | None = None
-    """int64 ``(n,)``: which step, where steps are asked about."""
-    time: Tensor | None = None
-    """float32 ``(n,)``: how noisy, where whole samples are asked about."""
-    seeds: tuple[int, ...] = ()
-    extra: Inputs = field(default_factory=dict)
-    """What is known before the loss is: part of its inputs."""
-
-    def __len__(self) -> int:
-        return len(self.items)
-
-    def take(self, index: Tensor) -> Rows:
-        """The rows at ``index``, int64."""
-        return replace(
-            self,
-            items=self.items[index],
-            steps=None if self.steps is None else self.steps[index],
-            time=None if self.time is None else self.time[index],
-            seeds=tuple(self.seeds[i] for i in index.tolist()) if self.seeds else (),
-            extra={name: values[index] for name, values in self.extra.items()},
-        )
-
-    def draw(self) -> Draw:
-        """The shared randomness of these rows."""
-        assert self.time is not None
-        return Draw(self.time, self.seeds)
-
-
-class Lesson(Protocol):
-    """One epoch's experience as an objective sees it."""
-
-    samples_per_row: ClassVar[int]
-    """Samples that a row sends through the model: a pair has two."""
-
-    def __len__(self) -> int:
-        """Items: samples or pairs."""
-        ...
-
-    def items(self, inner: int) -> Tensor:
-        """int64: the items of one pass over the experience."""
-        ...
-
-    def rows(self, items: Tensor, inner: int) -> Rows:
-        """The rows behind one update from these items."""
-        ...
-
-    def inputs(self, rows: Rows) -> Inputs:
-        """What the loss of the rows is a function of; what the policy says carries gradient."""
-        ...
-
-    def loss(self, inputs: Inputs) -> tuple[Tensor, Metrics]:
-        """Loss ``(n,)`` and detached metrics over all rows of the inputs."""
-        ...
-
-    def fingerprint(self) -> Tensor:
-        """What the policy says of a few rows, without gradient: inside ``reference()`` it must never change."""
-        ...
-
-
-@dataclass
-class Steps:
-    """Policy gradients: how likely is each recorded step now, and how good was what came of it?"""
-
-    policy: Policy
-    objective: ObjectiveConfig
-    seed: int
-    epoch: int
-    rollout: Rollout
-    advantages: Tensor
-    """float32 ``(N,)``."""
-    step_fraction: float = 1.0
-    samples_per_row: ClassVar[int] = 1
-
-    def __len__(self) -> int:
-        return len(self.rollout)
-
-    def items(self, inner: int) -> Tensor:
-        """See Lesson."""
-        return torch.arange(len(self.rollout))
-
-    def rows(self, items: Tensor, inner: int) -> Rows:
-        """For each sample a random share of its steps, in random order.
-
-        A row with advantage 0 has loss 0 and gradient 0: without a KL term, leaving it out changes only the time.
-        """
-        rows, steps = [], []
-        for sample in items.tolist():
-            own = self.rollout.mask[sample].nonzero()[:, 0].tolist()
-            keep = max(1, round(len(own) * self.step_fraction))
-            order = permutation(len(own), derive(self.seed, "steps", self.epoch, inner, sample))[:keep]
-            steps += [own[i] for i in order]
-            rows += [sample] * len(order)
-        found = Rows(torch.tensor(rows, dtype=torch.int64), len(rows), torch.tensor(steps, dtype=torch.int64))
-        return found if self.objective.kl_coefficient else found.take(self.advantages[found.items].nonzero()[:, 0])
-
-    def inputs(self, rows: Rows) -> Inputs:
-        """See Lesson."""
-        assert rows.steps is not None
-        steps, batch = rows.steps[:, None], self.rollout.take(rows.items)
-        now = self.policy.step_log_probs(batch, steps, kl=bool(self.objective.kl_coefficient))
-        device = now.log_probs.device
-        inputs = {
-            "log_probs": now.log_probs,
-            "old_log_probs": batch.log_probs.gather(1, steps).to(device),
-            "advantages": self.advantages[rows.items].to(device),
-            "mask": batch.mask.gather(1, steps).to(device),
-        }
-        return inputs if now.kl is None else inputs | {"kl": now.kl}
-
-    def loss(self, inputs: Inputs) -> tuple[Tensor, Metrics]:
-        """See Lesson."""
-        kl, rest = inputs.get("kl"), {name: values for name, values in inputs.items() if name != "kl"}
-        if self.objective.name == "reinforce":
-            loss, metrics = policy_gradient.reinforce(**rest)
-        else:
-            loss, metrics = policy_gradient.ppo_clip(**rest, clip_range=self.objective.clip_range or 0.0)
-        if kl is not None:
-            loss = loss + (self.objective.kl_coefficient or 0.0) * kl * inputs["mask"]
-            metrics["kl"] = policy_gradient.masked_mean(kl.detach(), inputs["mask"])
-        return loss[:, 0], metrics
-
-    @torch.no_grad()
-    def fingerprint(self) -> Tensor:
-        """See Lesson: the first steps of the first samples."""
-        few = self.rollout.take(torch.arange(min(len(self.rollout), FEW)))
-        return self.policy.step_log_probs(few, torch.zeros((len(few), 1), dtype=torch.int64)).log_probs
 
 
 @dataclass
@@ -252,7 +113,7 @@ class Comparisons(_Whole):
         }  # fmt: skip
 
     def _guarded(self, samples: Sequence[Sample], draw: Draw, label: Tensor) -> tuple[Tensor, Tensor]:
-        residual = cast(LikelihoodPolicy, self.policy).denoising_residual(samples, draw)
+        residual = cast(DenoisingPolicy, self.policy).denoising_residual(samples, draw)
         first, second = (-denoising_error(residual)).chunk(2)
         one, two = residual.detach().chunk(2)
         won = (label >= 0.5).reshape(-1, *[1] * (one.ndim - 1))

@@ -14,11 +14,12 @@ ObjectiveName = Literal[
     "ppo-clip", "reinforce", "reward-weighted", "dpo", "robust-dpo", "ipo", "hinge", "kto", "sft"
 ]  # fmt: skip
 
+_STEPWISE: Mapping[str, object] = {"kl_coefficient": 0.0, "aggregation": "step-mean", "reduction": "mean"}
 _DRAWS: Mapping[str, object] = {"draws": 1, "reduction": "mean"}
 _PAIRWISE: Mapping[str, object] = {"beta": 2500.0, "sft_weight": 0.0, "loser_safety": None, **_DRAWS}
 FIELDS: Mapping[str, Mapping[str, object]] = {
-    "ppo-clip": {"clip_range": 1e-4, "kl_coefficient": 0.0},
-    "reinforce": {"kl_coefficient": 0.0},
+    "ppo-clip": {"clip_range": 1e-4, **_STEPWISE},
+    "reinforce": _STEPWISE,
     "reward-weighted": {"temperature": 1.0, **_DRAWS},
     "dpo": {"label_smoothing": 0.0, **_PAIRWISE},
     "robust-dpo": {"flip_probability": 0.1, **_PAIRWISE},
@@ -28,6 +29,26 @@ FIELDS: Mapping[str, Mapping[str, object]] = {
     "sft": _DRAWS,
 }
 """The fields that each objective has, with its own defaults; what it has not is null."""
+_OF_SUMS: Mapping[str, object] = {"beta": 0.1, "clip_range": 0.2, "reduction": "sum"}
+"""Defaults where log-likelihoods are sums over tokens: neither scale carries over from one modality to the other."""
+_OF_MEANS = ("draws", "loser_safety")
+"""Fields that ask about denoising; an exact log-likelihood has neither."""
+
+
+def fields_of_objective(name: str, reduction: str = "mean") -> Mapping[str, object]:
+    """The fields and defaults of an objective for log-likelihoods of that reduction."""
+    if reduction == "mean":
+        return FIELDS[name]
+    own = {field: value for field, value in FIELDS[name].items() if field not in _OF_MEANS}
+    return {field: _OF_SUMS.get(field, value) for field, value in own.items()}
+
+
+def with_defaults(objective: Any, reduction: str) -> Any:
+    """The plain data of an objective with the reduction that it has where none is given."""
+    if not isinstance(objective, Mapping) or objective.get("reduction") is not None:
+        return objective
+    return {**objective, "reduction": reduction}
+
 
 LEARNS_FROM: Mapping[str, tuple[Source, ...]] = {
     "ppo-clip": ("rollouts",),
@@ -57,6 +78,10 @@ class ObjectiveConfig(Section):
     """PPO's clip of the per-step ratio. Image log-probabilities are means over latent elements, so it is small."""
     kl_coefficient: Annotated[float, Field(ge=0)] | None = None
     """Weight of the closed-form KL to the reference model, per step; 0 does not compute it."""
+    aggregation: Literal["step-mean", "sample-mean", "constant"] | None = None
+    """What the steps' losses are a mean over: all steps of the update (DAPO), each sample's own first and then the
+    samples (GRPO), or as if every sample had the most steps it can have (Dr. GRPO). It matters where samples differ in
+    length."""
     temperature: Annotated[float, Field(gt=0)] | None = None
     """Of ``reward-weighted``: how much better a sample must be, in standardised advantages, to count e times as
     much."""
@@ -80,8 +105,9 @@ class ObjectiveConfig(Section):
     """Of ``kto``: what a drift is compared with: that of samples under another's prompt, or of the batch itself."""
     draws: Annotated[int, Field(ge=1)] | None = None
     """(timestep, noise) draws at which a sample's likelihood is asked, in each update."""
-    reduction: Literal["mean"] | None = None
-    """How an image's denoising error is reduced over its latent elements; ``beta`` depends on it."""
+    reduction: Literal["mean", "sum"] | None = None
+    """How a log-likelihood is reduced: the mean over an image's latent elements, or the sum over a text's tokens.
+    ``beta`` and ``clip_range`` depend on it, so their defaults do, too."""
 
     @model_validator(mode="before")
     @classmethod
@@ -89,10 +115,12 @@ class ObjectiveConfig(Section):
         name = data.get("name", "ppo-clip") if isinstance(data, Mapping) else None
         if not isinstance(name, str) or name not in FIELDS:
             return data
-        own = FIELDS[name]
+        reduction = data.get("reduction") or "mean"
+        own = fields_of_objective(name, reduction) if isinstance(reduction, str) else FIELDS[name]
         foreign = [field for field in data if field in cls.model_fields and field != "name" and field not in own]
         if given := [field for field in foreign if data[field] is not None]:
-            raise ValueError(f"{name} has no {given[0]}; it has {', '.join(own)}")
+            whose = f"{name} of sums over tokens" if reduction == "sum" and given[0] in FIELDS[name] else name
+            raise ValueError(f"{whose} has no {given[0]}; it has {', '.join(own)}")
         return {**own, **{field: value for field, value in data.items() if value is not None or field not in own}}
 
 

@@ -92,6 +92,11 @@ class Trainer:
                 f"{self.objective.name} needs {', '.join(sorted(missing))}, which {self.policy.name} does not offer; it"
                 f" offers {', '.join(sorted(self.policy.capabilities))}"
             )
+        if self.objective.reduction != self.policy.reduction:
+            raise ConfigError(
+                f"objective.reduction is {self.objective.reduction}, but {self.policy.name} answers with a"
+                f" {self.policy.reduction}: set it to that, and beta or clip_range to what it needs"
+            )
         if self.settings.gradient_checkpointing and not getattr(self.policy, "gradient_checkpointing", False):
             raise ConfigError(
                 f"trainer.gradient_checkpointing is on, but {self.policy.name} was built without it; build the policy"

@@ -171,6 +171,10 @@ class Policy(Protocol):
     device: device
     batch_size: int
     """Samples that fit into one rollout."""
+    steps_at_once: int | None
+    """Steps of a sample that one pass of the model answers for: 1 for a denoiser, None (all) for tokens."""
+    reduction: Literal["mean", "sum"]
+    """Whether its log-likelihoods are means over latent elements or sums over tokens: beta depends on it."""
 
     def rollout(self, prompts: Sequence[Prompt], seeds: Sequence[int]) -> Rollout:
         """Samples one thing per prompt; sample ``i`` depends on ``prompts[i]`` and ``seeds[i]`` alone."""
@@ -203,8 +207,12 @@ class LikelihoodPolicy(Policy, Protocol):
         """
         ...
 
+
+class DenoisingPolicy(LikelihoodPolicy, Protocol):
+    """A policy with the capability ``denoising_residual``: images only."""
+
     def denoising_residual(self, samples: Sequence[Sample], draw: Draw) -> Tensor:
-        """What the denoiser got wrong at ``draw``, float32 ``(B, ...)`` with gradient (images only).
+        """What the denoiser got wrong at ``draw``, float32 ``(B, ...)`` with gradient.
 
         Minus its mean square is the log-likelihood.
         """

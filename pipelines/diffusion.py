@@ -13,6 +13,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
+from typing import Literal
 
 import torch
 from diffusers.training_utils import _collate_lora_metadata
@@ -42,6 +43,8 @@ class DiffusionPolicy:
     capabilities: frozenset[Capability] = frozenset(
         {"step_log_probs", "step_kl", "log_likelihood", "denoising_residual", "reference"}
     )
+    steps_at_once: int | None = 1
+    reduction: Literal["mean", "sum"] = "mean"
 
     def __init__(
         self,
@@ -194,7 +197,7 @@ class DiffusionPolicy:
         return -denoising.denoising_error(self.denoising_residual(samples, draw))
 
     def denoising_residual(self, samples: Sequence[Sample], draw: Draw) -> Tensor:
-        """See LikelihoodPolicy: ``(B, C, H, W)``."""
+        """See DenoisingPolicy: ``(B, C, H, W)``."""
         clean = self._latents(samples)
         noise = self._noise(draw.seeds, 1)[:, 0]
         timesteps, signal = self.family.noise_level(draw.time.to(self.device))

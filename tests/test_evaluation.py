@@ -16,6 +16,7 @@ from apps.outcome import show
 from diffalign.config import AdapterConfig, SamplerConfig
 from diffalign.errors import ConfigError
 from diffalign.evaluation import Evaluation, Measure, diversity, evaluate, mean_interval, verdict
+from diffalign.looks import coarse_pixels
 from diffalign.types import Modality, Prompt, Rollout, Sample, Scores, StepLikelihood
 from pipelines.diffusion import DiffusionPolicy
 
@@ -157,21 +158,21 @@ def test_diversity_compares_images_of_one_prompt_only() -> None:
     colours = [(0, 0, 0), (255, 255, 255), (128, 128, 128), (128, 128, 128)]
     samples = [Sample(Prompt("x"), image=Image.new("RGB", (32, 32), colour)) for colour in colours]
     groups = np.array([0, 0, 1, 1])
-    assert diversity(samples, groups) == pytest.approx(0.5)
+    assert diversity(samples, groups, coarse_pixels) == pytest.approx(0.5)
     directions = torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, 0.0], [1.0, 0.0]])
-    assert diversity(samples, groups, lambda _: directions) == pytest.approx(0.5)
-    assert np.isnan(diversity(samples[:1], groups[:1]))
+    assert diversity(samples, groups, lambda _: 1 - directions @ directions.T) == pytest.approx(0.5)
+    assert np.isnan(diversity(samples[:1], groups[:1], coarse_pixels))
 
 
 def test_further_spreads_compare_images_of_one_prompt(make: Callable[..., DiffusionPolicy]) -> None:
     """A spread is asked of each prompt's own images, before and after, and stands beside the diversity."""
     policy, asked = make(adapter=AdapterConfig(), sampler=SamplerConfig(steps=2, batch_size=4)), []
 
-    def spread(pictures: Sequence[Image.Image]) -> float:
-        asked.append(len(pictures))
+    def spread(samples: Sequence[Sample]) -> float:
+        asked.append(len(samples))
         return float(len(asked))
 
-    outcome = evaluate(policy, PROMPTS, Scripted("a"), seeds_per_prompt=2, spreads={"lpips": spread})  # type: ignore[arg-type]
+    outcome = evaluate(policy, PROMPTS, Scripted("a"), seeds_per_prompt=2, spreads={"lpips": spread})
     assert asked == [2] * 6
     assert outcome.to_json()["diversity"]["lpips"] == {"before": 2.0, "after": 5.0}
 

@@ -139,7 +139,7 @@ def test_the_plan_of_a_preference_run(desk: Path) -> None:
     64 calls; 10 images are evaluated and 2 x 5 compared."""
     rated(desk, "pairs", "dpo")
     config = build.configuration("learn.yaml")
-    assert dry_run.images(config, 5) == (24, 0, 10)
+    assert dry_run.generated(config, 5) == (24, 0, 10)
     assert dry_run.calls(config, 5) == (24 + 10 + 10) * 3 + 64
     result = diffalign("align", "learn.yaml", "--dry-run")
     assert result.exit_code == 0, result.output
@@ -296,6 +296,6 @@ def test_mistakes_are_told_before_any_work(desk: Path, recipe: str, change: str,
 
 def test_the_plan_counts_what_a_fit_collects() -> None:
     config = build.configuration("emoji-loop")
-    assert dry_run.images(config, 0)[0] == 12 * 64 + 2 * 1024
+    assert dry_run.generated(config, 0)[0] == 12 * 64 + 2 * 1024
     kto = build.configuration("emoji-dpo", ["objective={name: kto}"])
     assert dry_run.updates(kto) == "at most 8 (each over 16 samples)"

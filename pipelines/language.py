@@ -1,0 +1,344 @@
+"""A policy over a causal language model: samples texts token by token, and says how likely each token was.
+
+Shape legend: ``B`` samples, ``S`` the most tokens a sample can have, ``T <= S`` the most that these samples have, ``K``
+steps asked about, ``V`` vocabulary. A step is a token of the completion; its end (EOS) is one, padding is not.
+
+Prompts are padded on the left and completions on the right, so that every completion begins at the same place; the
+padding is masked and positions are counted without it.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from torch import Tensor, nn
+
+from diffalign.config import AdapterConfig, GenerationConfig
+from diffalign.errors import ConfigError, InputError
+from diffalign.runs import new_folder
+from diffalign.types import Capability, Draw, Modality, Prompt, Rollout, Sample, StepLikelihood
+from pipelines.diffusion import DTYPES
+
+ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj", "qkv_proj", "c_attn", "query_key_value", "out_proj")
+"""Names of attention layers in the families of transformers."""
+
+
+class LanguagePolicy:
+    """A causal language model that can be aligned."""
+
+    modality: Modality = "text"
+    capabilities: frozenset[Capability] = frozenset({"step_log_probs", "step_kl", "log_likelihood", "reference"})
+    steps_at_once: int | None = None
+    reduction: Literal["mean", "sum"] = "sum"
+
+    def __init__(
+        self,
+        model: Any,
+        tokenizer: Any,
+        *,
+        name: str = "language model",
+        adapter: AdapterConfig | None = None,
+        full: bool = False,
+        generation: GenerationConfig | None = None,
+        device: torch.device | str = "cpu",
+        precision: str = "fp32",
+        gradient_checkpointing: bool = False,
+        seed: int = 0,
+    ) -> None:
+        """Takes a transformers causal LM and its tokenizer. Trains a LoRA (``adapter``), every weight (``full``), or
+        nothing (sampling only). Raises ConfigError for a model that texts cannot be sampled from.
+        """
+        self.model, self.tokenizer, self.name = model, tokenizer, name
+        self.generation = generation or GenerationConfig()
+        self.device = torch.device(device)
+        self.batch_size = self.generation.batch_size
+        self.precision = DTYPES[precision]
+        self.adapter = adapter
+        self.gradient_checkpointing = gradient_checkpointing
+        self._frozen: nn.Module | None = None
+        self.end = self._end_token()
+        self.chat = self._uses_chat()
+        self.context = int(getattr(model.config, "max_position_embeddings", 0) or 1 << 30)
+        model.requires_grad_(False).eval().to(self.device)
+        if adapter:
+            self._add_adapter(adapter, seed)
+        elif full:
+            self._frozen = copy.deepcopy(model)
+            model.requires_grad_(True)
+        if gradient_checkpointing:
+            self._checkpoint_activations()
+
+    def _end_token(self) -> int:
+        end = self.tokenizer.eos_token_id
+        if end is None:
+            raise ConfigError(
+                f"{self.name} has no end-of-text token (its tokenizer's eos_token is not set), so its texts never end;"
+                " set it in the model's tokenizer_config.json"
+            )
+        if len(self.tokenizer) > self.model.get_input_embeddings().num_embeddings:
+            raise ConfigError(
+                f"the tokenizer of {self.name} has {len(self.tokenizer)} tokens, and the model knows"
+                f" {self.model.get_input_embeddings().num_embeddings}: they do not belong together"
+            )
+        return int(end)
+
+    def _uses_chat(self) -> bool:
+        has = bool(getattr(self.tokenizer, "chat_template", None))
+        if self.generation.chat == "always" and not has:
+            raise ConfigError(f"generation.chat is always, but {self.name} has no chat template")
+        return has and self.generation.chat != "never"
+
+    def _add_adapter(self, adapter: AdapterConfig, seed: int) -> None:
+        targets: str | list[str]
+        if adapter.targets == "all":
+            targets = "all-linear"
+        elif adapter.targets == "attention":
+            leaves = {name.rpartition(".")[2] for name, _ in self.model.named_modules()}
+            targets = [name for name in ATTENTION if name in leaves]
+            if not targets:
+                raise ConfigError(
+                    f"adapter.targets attention: no known attention layer in {self.name}; name the layers, or take all"
+                )
+        else:
+            targets = list(adapter.targets)
+        config = LoraConfig(
+            task_type="CAUSAL_LM", r=adapter.rank, lora_alpha=adapter.alpha, init_lora_weights="gaussian",
+            target_modules=targets,
+        )  # fmt: skip
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            try:
+                self.model = get_peft_model(self.model, config).eval()
+            except ValueError as error:
+                raise ConfigError(f"adapter.targets {adapter.targets}: {error}") from None
+        # What the adapter belongs to goes by its name, not by where it lies on this machine.
+        self.model.peft_config["default"].base_model_name_or_path = self.name
+        for parameter in self.trainable().values():
+            parameter.data = parameter.data.float()
+
+    def _checkpoint_activations(self) -> None:
+        if any(isinstance(module, nn.Dropout) and module.p for module in self.model.modules()):
+            raise ConfigError(
+                f"trainer.gradient_checkpointing works in training mode, where the dropout of {self.name} would make"
+                " every replay another; turn it off"
+            )
+        self.model.gradient_checkpointing_enable({"use_reentrant": False})
+        self.model.train()
+
+    # -- prompts ----------------------------------------------------------------------------------------------------
+
+    def _prompt(self, prompt: Prompt) -> list[int]:
+        """Tokens of a prompt; a completion must fit behind it into the model's context."""
+        if self.chat:
+            turns = [{"role": "user", "content": prompt.text}]
+            text = self.tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=False)
+            tokens = self.tokenizer(text, add_special_tokens=False).input_ids
+        else:
+            tokens = self.tokenizer(prompt.text).input_ids
+            if tokens and tokens[-1] == self.end and self.end != self.tokenizer.bos_token_id:
+                tokens = tokens[:-1]  # some tokenizers close every text
+        tokens = list(tokens) or [self.end if self.tokenizer.bos_token_id is None else self.tokenizer.bos_token_id]
+        if len(tokens) + self.generation.max_new_tokens > self.context:
+            raise InputError(
+                f"prompt {prompt.key[:60]!r} has {len(tokens)} tokens; with generation.max_new_tokens"
+                f" {self.generation.max_new_tokens} that is more than the {self.context} that {self.name} can read"
+            )
+        return tokens
+
+    def _left_padded(self, prompts: Sequence[Prompt]) -> tuple[Tensor, Tensor]:
+        """Tokens int64 and which of them are real, bool, both ``(B, longest)``."""
+        known = {prompt.text: prompt for prompt in prompts}
+        rows = {text: self._prompt(prompt) for text, prompt in known.items()}
+        tokens, real = _padded([rows[prompt.text] for prompt in prompts], self.end, left=True)
+        return tokens.to(self.device), real.to(self.device)
+
+    # -- sampling ---------------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def rollout(self, prompts: Sequence[Prompt], seeds: Sequence[int]) -> Rollout:
+        """See Policy. The log-probabilities are those of a replay, so that a replay finds exactly them: those of
+        sampling, which adds token after token to what it knows, differ in their last bits.
+        """
+        tokens, mask = self._generate(prompts, seeds)
+        samples = tuple(
+            self._sample(prompt, own[kept].tolist(), seed)
+            for prompt, own, kept, seed in zip(prompts, tokens.cpu(), mask.cpu(), seeds, strict=True)
+        )
+        rollout = Rollout(samples, torch.zeros(mask.shape), mask, {"tokens": tokens})
+        every = torch.arange(mask.shape[1]).expand(len(prompts), -1)
+        return replace(rollout, log_probs=self.step_log_probs(rollout, every).log_probs)
+
+    def _sample(self, prompt: Prompt, tokens: list[int], seed: int) -> Sample:
+        finished = tokens[-1:] == [self.end]
+        text = self.tokenizer.decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        return Sample(prompt, text=text, seed=seed, evidence={"finished": finished, "tokens": len(tokens)})
+
+    def _generate(self, prompts: Sequence[Prompt], seeds: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """Tokens int64 and which of them belong to the completion, bool, both ``(B, S)``.
+
+        Token ``s`` of a sample inverts the distribution at a number that belongs to the sample's seed and ``s`` alone.
+        """
+        most = self.generation.max_new_tokens
+        chances = [torch.rand(most, generator=torch.Generator().manual_seed(s), dtype=torch.float64) for s in seeds]
+        chance = torch.stack(chances).to(self.device)
+        tokens, real = self._left_padded(prompts)
+        found = torch.full((len(prompts), most), self.end, device=self.device)
+        mask = torch.zeros((len(prompts), most), dtype=torch.bool, device=self.device)
+        running = torch.ones(len(prompts), dtype=torch.bool, device=self.device)
+        cache: Any = None
+        for step in range(most):
+            positions = (real.cumsum(1) - 1).clamp(min=0)[:, -tokens.shape[1] :]
+            with self._precise():
+                answer = self.model(
+                    input_ids=tokens, attention_mask=real.long(), position_ids=positions, past_key_values=cache,
+                    use_cache=True, logits_to_keep=1,
+                )  # fmt: skip
+            cache = answer.past_key_values
+            logits = answer.logits[:, -1].float() / self.generation.temperature
+            next_token = _inverted(logits, chance[:, step])
+            found[:, step] = torch.where(running, next_token, self.end)
+            mask[:, step] = running
+            running = running & (next_token != self.end)
+            if not bool(running.any()):
+                break
+            tokens, real = found[:, step : step + 1], torch.cat([real, mask[:, step : step + 1]], 1)
+        return found, mask
+
+    @contextmanager
+    def _precise(self) -> Iterator[None]:
+        with torch.autocast(self.device.type, self.precision, enabled=self.precision != torch.float32):
+            yield
+
+    # -- likelihood -------------------------------------------------------------------------------------------------
+
+    def step_log_probs(self, rollout: Rollout, steps: Tensor, *, kl: bool = False) -> StepLikelihood:
+        """See Policy. One pass answers for all tokens. The KL is exact: over the whole vocabulary, token by token."""
+        tokens, mask = rollout.state["tokens"].to(self.device), rollout.mask.to(self.device)
+        longest = max(1, int(mask.any(0).nonzero().max()) + 1) if bool(mask.any()) else 1
+        prompts = [sample.prompt for sample in rollout.samples]
+        short, kept = tokens[:, :longest], mask[:, :longest]
+        logits = self._logits(prompts, short, kept) / self.generation.temperature
+        steps = steps.to(self.device)
+        found = _at(_chosen(logits, short), steps)
+        if not kl:
+            return StepLikelihood(found)
+        with torch.no_grad(), self.reference():
+            reference = (self._logits(prompts, short, kept) / self.generation.temperature).log_softmax(-1)
+        own = logits.log_softmax(-1)
+        return StepLikelihood(found, _at((own.exp() * (own - reference)).sum(-1), steps))
+
+    def log_likelihood(self, samples: Sequence[Sample], draw: Draw) -> Tensor:
+        """See Policy: the sum of the log-probabilities of a text's tokens and of its end, at temperature 1.
+
+        It is exact, so the draw plays no part. A text that was cut off while it was sampled has no end.
+        """
+        tokens, mask = _padded([self._completion(sample) for sample in samples], self.end)
+        tokens, mask = tokens.to(self.device), mask.to(self.device)
+        logits = self._logits([sample.prompt for sample in samples], tokens, mask)
+        return torch.where(mask, _chosen(logits, tokens), 0.0).sum(1)
+
+    def _completion(self, sample: Sample) -> list[int]:
+        if sample.text is None:
+            raise InputError("a sample has no text, so a language model cannot say how likely it is")
+        tokens = list(self.tokenizer(sample.text, add_special_tokens=False).input_ids)
+        if sample.evidence.get("finished", True):
+            tokens.append(self.end)
+        if not tokens:
+            raise InputError(f"the completion of prompt {sample.prompt.key[:60]!r} is empty")
+        if len(tokens) > self.context - 1:
+            raise InputError(
+                f"a completion of {len(tokens)} tokens does not fit into the {self.context} that {self.name} can read"
+            )
+        return tokens
+
+    def _logits(self, prompts: Sequence[Prompt], tokens: Tensor, mask: Tensor) -> Tensor:
+        """float32 ``(B, T, V)``: what the model expected in the place of each token of the completions."""
+        before, real = self._left_padded(prompts)
+        everything, attended = torch.cat([before, tokens], 1), torch.cat([real, mask], 1)
+        if everything.shape[1] > self.context:
+            raise InputError(
+                f"prompt and completion have {everything.shape[1]} tokens together; {self.name} can read {self.context}"
+            )
+        positions = (attended.cumsum(1) - 1).clamp(min=0)
+        with self._precise():
+            answer = self.model(
+                input_ids=everything, attention_mask=attended.long(), position_ids=positions, use_cache=False,
+                logits_to_keep=tokens.shape[1] + 1,
+            )  # fmt: skip
+        logits: Tensor = answer.logits[:, :-1].float()
+        return logits
+
+    def reference(self) -> AbstractContextManager[None]:
+        """See Policy: adapters off, or the frozen copy when every weight is trained."""
+        if self.adapter:
+            return self._adapters_off()
+        return self._swapped() if self._frozen is not None else nullcontext()
+
+    @contextmanager
+    def _adapters_off(self) -> Iterator[None]:
+        assert isinstance(self.model, PeftModel)
+        with self.model.disable_adapter():
+            yield
+
+    @contextmanager
+    def _swapped(self) -> Iterator[None]:
+        trained = self.model
+        self.model = self._frozen
+        try:
+            yield
+        finally:
+            self.model = trained
+
+    # -- what is trained --------------------------------------------------------------------------------------------
+
+    def trainable(self) -> Mapping[str, nn.Parameter]:
+        """See Policy."""
+        return {name: p for name, p in self.model.named_parameters() if p.requires_grad}
+
+    def save(self, run: Path) -> Path:
+        """See Policy. The adapter loads with PEFT, the full model with ``AutoModelForCausalLM``."""
+        place = run / ("adapter" if self.adapter else "model")
+        with new_folder(place) as folder:
+            if self.adapter:
+                # Otherwise PEFT asks the hub whether the vocabulary has grown.
+                self.model.save_pretrained(folder, save_embedding_layers=False)
+            else:
+                self.model.save_pretrained(folder)
+                self.tokenizer.save_pretrained(folder)
+        return place
+
+
+def _padded(rows: Sequence[list[int]], filler: int, *, left: bool = False) -> tuple[Tensor, Tensor]:
+    longest = max(len(row) for row in rows)
+    tokens = torch.full((len(rows), longest), filler)
+    mask = torch.zeros((len(rows), longest), dtype=torch.bool)
+    for i, row in enumerate(rows):
+        place = slice(longest - len(row), longest) if left else slice(0, len(row))
+        tokens[i, place] = torch.tensor(row)
+        mask[i, place] = True
+    return tokens, mask
+
+
+def _inverted(logits: Tensor, chance: Tensor) -> Tensor:
+    """int64 ``(B,)``: the tokens at which the cumulated probabilities ``(B, V)`` pass the chances in [0, 1)."""
+    cumulated = logits.double().softmax(-1).cumsum(-1)
+    token = torch.searchsorted(cumulated, chance[:, None] * cumulated[:, -1:], right=True)[:, 0]
+    return token.clamp(max=logits.shape[-1] - 1)
+
+
+def _chosen(logits: Tensor, tokens: Tensor) -> Tensor:
+    """Log-probabilities ``(B, T)`` of the tokens, without a second tensor of the logits' size."""
+    return logits.gather(-1, tokens[..., None])[..., 0] - logits.logsumexp(-1)
+
+
+def _at(values: Tensor, steps: Tensor) -> Tensor:
+    """``values (B, T)`` at steps ``(B, K)``; 0 at those beyond T, which are padding."""
+    beyond = steps >= values.shape[1]
+    return values.gather(1, steps.clamp(max=values.shape[1] - 1)).masked_fill(beyond, 0.0)
