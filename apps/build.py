@@ -70,6 +70,7 @@ def policy(config: RunConfig) -> DiffusionPolicy | LanguagePolicy:
         modality=config.modality,
         adapter=config.adapter,
         full=config.adapter is None,
+        critic=config.credit.critic is not None,
         sampler=config.sampler,
         generation=config.generation,
         device=device(config.device),

@@ -257,6 +257,8 @@ class RunConfig(Section):
                 f"experience.source {source} compares the samples of one prompt: set trainer.samples_per_prompt to 2"
                 " or more"
             )
+        if self.credit.critic is not None and objective not in POLICY_GRADIENT:
+            raise ValueError(f"credit.rule gae is for {' and '.join(POLICY_GRADIENT)}, not for {objective}")
         grouped = source == "rollouts" and self.credit.rule in ("group", "leave-one-out")
         if grouped and self.trainer.samples_per_prompt < 2:
             raise ValueError(

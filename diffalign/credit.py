@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -44,6 +44,65 @@ def leave_one_out(scores: Tensor, keys: Sequence[str]) -> Tensor:
         return torch.where(own.isfinite(), own - others, 0.0).float()
 
     return _per_group(scores, keys, rule)
+
+
+def gae(
+    rewards: Tensor, values: Tensor, mask: Tensor, *, discount: float = 1.0, trace: float = 0.95
+) -> tuple[Tensor, Tensor]:
+    """Advantages and returns of each step, float32 ``(N, S)``: generalised advantage estimation.
+
+    ``A_s = sum_k (discount trace)^k d_(s+k)`` with ``d_s = r_s + discount V_(s+1) - V_s`` (Schulman et al. 2016, eq.
+    16); returns are ``A + V``. ``rewards`` and ``values`` are ``(N, S)``. Where ``mask`` is False there is no step:
+    what follows it follows what went before it, and both results are 0.
+    """
+    advantages = torch.zeros_like(values)
+    later, expected = torch.zeros_like(values[:, 0]), torch.zeros_like(values[:, 0])
+    for step in reversed(range(values.shape[1])):
+        real = mask[:, step]
+        surprise = rewards[:, step] + discount * expected - values[:, step]
+        later = torch.where(real, surprise + discount * trace * later, later)
+        expected = torch.where(real, values[:, step], expected)
+        advantages[:, step] = torch.where(real, later, 0.0)
+    return advantages, (advantages + values) * mask
+
+
+def whitened(values: Tensor, mask: Tensor, *, shift_mean: bool = True) -> Tensor:
+    """Values of deviation 1 where ``mask`` is True, and 0 elsewhere; their mean is 0, or kept without ``shift_mean``.
+
+    The variance is the unbiased one. Values that are all the same become their mean, or 0.
+    """
+    known = values[mask].double()
+    if len(known) == 0:
+        return torch.zeros_like(values)
+    mean = known.mean()
+    variance = known.var() if len(known) > 1 else torch.zeros_like(mean)
+    scaled = (values - mean) * torch.rsqrt(variance + 1e-8)
+    return torch.where(mask, scaled if shift_mean else scaled + mean, 0.0).float()
+
+
+class AdaptiveKL:
+    """The weight of a KL penalty, steered towards a target (Ziegler et al. 2019, section 2.2).
+
+    After an epoch of ``count`` samples that drifted by ``kl`` nats each, the weight is multiplied by
+    ``1 + clip(kl / target - 1, -0.2, 0.2) count / horizon``.
+    """
+
+    def __init__(self, weight: float, target: float | None, horizon: int) -> None:
+        self.weight, self.target, self.horizon = weight, target, horizon
+
+    def update(self, kl: float, count: int) -> None:
+        """Steers by what was measured; without a target the weight stays."""
+        if self.target is not None:
+            error = min(max(kl / self.target - 1, -0.2), 0.2)
+            self.weight *= 1 + error * count / self.horizon
+
+    def state_dict(self) -> dict[str, float]:
+        """The weight."""
+        return {"weight": self.weight}
+
+    def load_state_dict(self, state: Mapping[str, float]) -> None:
+        """Takes the weight of ``state_dict``."""
+        self.weight = float(state["weight"])
 
 
 class PerPromptStatistics:

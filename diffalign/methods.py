@@ -124,16 +124,57 @@ class ObjectiveConfig(Section):
         return {**own, **{field: value for field, value in data.items() if value is not None or field not in own}}
 
 
+class CriticConfig(Section):
+    """PPO with a critic: what each token is worth, and the KL to the reference as a part of the reward.
+
+    Defaults are those of the reproductions of Ziegler et al. 2019 and of InstructGPT (Ouyang et al. 2022).
+    """
+
+    discount: float = Field(1.0, gt=0, le=1)
+    """GAE's gamma."""
+    trace: float = Field(0.95, ge=0, le=1)
+    """GAE's lambda: 1 trusts what was scored, 0 what the critic expects."""
+    kl_coefficient: float = Field(0.05, ge=0)
+    """What a nat of drift from the reference costs, in units of the reward."""
+    target_kl: Annotated[float, Field(gt=0)] | None = None
+    """Nats per sample that the coefficient is steered towards (Ziegler et al. 2019, section 2.2); null keeps it."""
+    horizon: int = Field(10_000, ge=1)
+    """Samples over which the steered coefficient changes by a fifth at most."""
+    whiten_rewards: bool = False
+    """Divide the rewards of all tokens by their standard deviation."""
+    whiten_advantages: bool = True
+    value_coefficient: float = Field(0.1, gt=0)
+    """Weight of the critic's error beside the policy's loss."""
+    value_clip: float = Field(0.2, gt=0)
+    """How far a value may move from the rollout's before its error counts no less."""
+    missing_end_penalty: float = Field(0.0, ge=0)
+    """Taken from the reward of a sample that was cut off before it ended."""
+
+
 class CreditConfig(Section):
     """From scores to advantages, for objectives that learn from scores."""
 
-    rule: Literal["batch", "per-prompt", "group", "leave-one-out"] = "per-prompt"
+    rule: Literal["batch", "per-prompt", "group", "leave-one-out", "gae"] = "per-prompt"
+    """``gae`` credits each step by what a critic expected (Schulman et al. 2016); it needs a model with a value
+    head."""
+    critic: CriticConfig | None = None
+    """Of ``gae``, and null for the others."""
     clip: float = Field(5.0, gt=0)
     """Advantages are clipped to ± this."""
     buffer_size: int = Field(32, ge=2)
     """Scores that ``per-prompt`` remembers of each prompt."""
     min_count: int = Field(16, ge=1)
     """Scores of a prompt below which ``per-prompt`` falls back on the epoch's statistics; at most ``buffer_size``."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _own_critic(cls, data: Any) -> Any:
+        if not isinstance(data, Mapping):
+            return data
+        gae = data.get("rule") == "gae"
+        if not gae and data.get("critic") is not None:
+            raise ValueError(f"critic belongs to rule gae, and rule is {data.get('rule', 'per-prompt')}")
+        return {**data, "critic": data.get("critic") or {}} if gae else data
 
     @model_validator(mode="after")
     def _fills(self) -> CreditConfig:

@@ -18,7 +18,7 @@ from diffalign.config import ObjectiveConfig
 from diffalign.objectives import policy_gradient
 from diffalign.objectives.policy_gradient import Metrics
 from diffalign.seeds import derive, permutation
-from diffalign.types import Draw, Policy, Rollout
+from diffalign.types import Draw, Policy, Rollout, StepLikelihood
 
 Inputs = dict[str, Tensor]
 """What a loss is a function of, each ``(n,)`` or ``(n, K)``, by the names of the objective's arguments."""
@@ -110,7 +110,7 @@ class Steps:
     epoch: int
     rollout: Rollout
     advantages: Tensor
-    """float32 ``(N,)``."""
+    """float32 ``(N,)``, or ``(N, S)`` where each step has its own."""
     step_fraction: float = 1.0
     samples_per_row: ClassVar[int] = 1
 
@@ -138,7 +138,11 @@ class Steps:
             }
             weights = torch.tensor([shares[sample] for sample in found.items.tolist()], dtype=torch.float32)
             found = replace(found, extra={**found.extra, "weights": weights[:, None]})
-        return found if self.objective.kl_coefficient else found.take(self.advantages[found.items].nonzero()[:, 0])
+        return self._taught(found)
+
+    def _taught(self, rows: Rows) -> Rows:
+        """The rows that have something to teach."""
+        return rows if self.objective.kl_coefficient else rows.take(self.advantages[rows.items].nonzero()[:, 0])
 
     @property
     def most(self) -> int:
@@ -167,14 +171,21 @@ class Steps:
     def inputs(self, rows: Rows) -> Inputs:
         """See Lesson."""
         assert rows.steps is not None
-        steps, batch = rows.steps, self.rollout.take(rows.items)
-        now = self.policy.step_log_probs(batch, steps, kl=bool(self.objective.kl_coefficient))
+        batch = self.rollout.take(rows.items)
+        now = self.policy.step_log_probs(batch, rows.steps, kl=bool(self.objective.kl_coefficient))
+        return self._recorded(rows, batch, now)
+
+    def _recorded(self, rows: Rows, batch: Rollout, now: StepLikelihood) -> Inputs:
+        """The answer about some rows, with what was recorded of them."""
+        assert rows.steps is not None
+        steps = rows.steps
         device = now.log_probs.device
         mask = batch.mask.gather(1, steps.to(batch.mask.device)).to(device)
+        advantages = self.advantages[rows.items]
         inputs = {
             "log_probs": now.log_probs,
             "old_log_probs": batch.log_probs.gather(1, steps.to(batch.log_probs.device)).to(device),
-            "advantages": self.advantages[rows.items].to(device),
+            "advantages": (advantages if advantages.ndim == 1 else advantages.gather(1, steps)).to(device),
             "mask": mask & rows.extra["mask"].to(device) if "mask" in rows.extra else mask,
         }
         if "weights" in rows.extra:

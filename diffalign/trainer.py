@@ -15,12 +15,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
-from diffalign import checks, credit, experience, lessons
+from diffalign import actor_critic, checks, credit, experience, lessons
 from diffalign.config import CreditConfig, ObjectiveConfig, TrainerConfig
 from diffalign.errors import ConfigError, InputError
 from diffalign.experience import Epoch, Experience, Gathered, Judged, Paired, Rollouts, Scored, Shown, Source
@@ -28,13 +28,15 @@ from diffalign.lessons import Lesson, Rows
 from diffalign.methods import POLICY_GRADIENT
 from diffalign.runs import Run
 from diffalign.seeds import derive, permutation
-from diffalign.types import Policy, Prompt, Rollout
+from diffalign.types import CriticPolicy, Policy, Prompt, Rollout
 
 CREDIT_RULES: dict[str, Callable[[Tensor, Sequence[str]], Tensor]] = {
     "batch": credit.batch,
     "group": credit.group,
     "leave-one-out": credit.leave_one_out,
 }
+STATEFUL = (credit.PerPromptStatistics, credit.AdaptiveKL)
+Tracker = credit.PerPromptStatistics | credit.AdaptiveKL | Callable[[Tensor, Sequence[str]], Tensor]
 
 
 class Interrupted(Exception):
@@ -82,15 +84,20 @@ class Trainer:
         )
         self.scaler = torch.amp.GradScaler(policy.device.type, enabled=precision == "fp16")
         self.tracker = _tracker(self.credit)
+        self.notes: Mapping[str, float] = {}
         self.epoch = 0
         self.updates = 0
         self._interrupted = threading.Event()
 
     def _check_capabilities(self) -> None:
-        if missing := lessons.needed(self.objective) - self.policy.capabilities:
+        needed = lessons.needed(self.objective)
+        if self.credit.critic is not None:
+            needed |= {"values", "reference"}
+        if missing := needed - self.policy.capabilities:
+            what = self.objective.name + (" with credit.rule gae" if self.credit.critic else "")
             raise ConfigError(
-                f"{self.objective.name} needs {', '.join(sorted(missing))}, which {self.policy.name} does not offer; it"
-                f" offers {', '.join(sorted(self.policy.capabilities))}"
+                f"{what} needs {', '.join(sorted(missing))}, which {self.policy.name} does not offer; it offers"
+                f" {', '.join(sorted(self.policy.capabilities))}"
             )
         if self.objective.reduction != self.policy.reduction:
             raise ConfigError(
@@ -116,7 +123,7 @@ class Trainer:
                 gathered = self._gathered()
                 started = time.perf_counter()
                 lesson = self.lesson(gathered.experience)
-                metrics = {**gathered.metrics, **self.update(lesson)}
+                metrics = {**gathered.metrics, **self.notes, **self.update(lesson)}
                 metrics["time/update"] = time.perf_counter() - started
                 metrics["count/samples"] = (self.epoch + 1) * self.settings.samples_per_epoch
                 metrics["count/updates"] = self.updates
@@ -194,6 +201,8 @@ class Trainer:
         elif isinstance(gathered, Paired) and name == "sft":
             gathered = experience.winners(gathered.preferences)
         match gathered:
+            case Scored(rollout) if isinstance(self.tracker, credit.AdaptiveKL) and name in POLICY_GRADIENT:
+                return self._with_critic(gathered)
             case Scored(rollout) if name in POLICY_GRADIENT:
                 share = self.settings.timestep_fraction
                 return lessons.Steps(*about, rollout, self.advantages(gathered), step_fraction=share)
@@ -209,13 +218,26 @@ class Trainer:
                 return lessons.Examples(*about, samples, passes)
         raise ConfigError(f"objective {name} cannot learn from source {self.source.name}")
 
+    def _with_critic(self, scored: Scored) -> Lesson:
+        assert self.credit.critic is not None
+        assert isinstance(self.tracker, credit.AdaptiveKL)
+        found, metrics = actor_critic.lesson(
+            cast(CriticPolicy, self.policy), self.objective, self.seed, self.epoch, scored.rollout,
+            self._oriented(scored), critic=self.credit.critic, penalty=self.tracker,
+            step_fraction=self.settings.timestep_fraction,
+        )  # fmt: skip
+        self.notes = metrics
+        return found
+
+    def _oriented(self, scored: Scored) -> Tensor:
+        total = scored.scores.total
+        return experience.oriented(self.source.reward, total) if isinstance(self.source, Rollouts) else total
+
     def advantages(self, scored: Scored) -> Tensor:
         """Clipped advantages ``(N,)`` on the CPU; more is better, whatever the reward's own direction."""
         keys = [sample.prompt.key for sample in scored.rollout.samples]
-        total = scored.scores.total
-        if isinstance(self.source, Rollouts):
-            total = experience.oriented(self.source.reward, total)
-        return self.tracker(total, keys).clamp(-self.credit.clip, self.credit.clip)
+        assert not isinstance(self.tracker, credit.AdaptiveKL)
+        return self.tracker(self._oriented(scored), keys).clamp(-self.credit.clip, self.credit.clip)
 
     def update(self, lesson: Lesson) -> dict[str, float]:
         """All optimiser updates of one epoch; returns the mean metrics of those that were made.
@@ -311,7 +333,7 @@ class Trainer:
             "parameters": {name: parameter.detach().cpu() for name, parameter in self.parameters.items()},
             "optimiser": self.optimiser.state_dict(),
             "scaler": self.scaler.state_dict(),
-            "credit": self.tracker.state_dict() if isinstance(self.tracker, credit.PerPromptStatistics) else {},
+            "credit": self.tracker.state_dict() if isinstance(self.tracker, STATEFUL) else {},
         }
 
     @torch.no_grad()
@@ -332,7 +354,7 @@ class Trainer:
         self.optimiser.load_state_dict(state["optimiser"])
         if state["scaler"]:
             self.scaler.load_state_dict(state["scaler"])
-        if isinstance(self.tracker, credit.PerPromptStatistics):
+        if isinstance(self.tracker, STATEFUL):
             self.tracker.load_state_dict(state["credit"])
         self.epoch, self.updates = state["epoch"], state["updates"]
 
@@ -375,7 +397,9 @@ class Trainer:
             signal.signal(signal.SIGINT, previous)
 
 
-def _tracker(config: CreditConfig) -> credit.PerPromptStatistics | Callable[[Tensor, Sequence[str]], Tensor]:
+def _tracker(config: CreditConfig) -> Tracker:
+    if config.critic is not None:
+        return credit.AdaptiveKL(config.critic.kl_coefficient, config.critic.target_kl, config.critic.horizon)
     if config.rule == "per-prompt":
         return credit.PerPromptStatistics(config.buffer_size, config.min_count)
     return CREDIT_RULES[config.rule]

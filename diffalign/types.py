@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 
 Modality = Literal["image", "text"]
 Capability = Literal[
-    "step_log_probs", "step_kl", "log_likelihood", "denoising_residual", "reference", "differentiable_sampling"
+    "step_log_probs", "step_kl", "log_likelihood", "denoising_residual", "reference", "values",
+    "differentiable_sampling",
 ]  # fmt: skip
 
 
@@ -146,6 +147,8 @@ class StepLikelihood:
     """float32 ``(B, K)`` with gradient."""
     kl: Tensor | None = None
     """float32 ``(B, K)`` with gradient: closed-form KL of each step to the reference, where it was asked for."""
+    values: Tensor | None = None
+    """float32 ``(B, K)`` with gradient: what a critic expects of the sample before each step, where it was asked."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,6 +197,16 @@ class Policy(Protocol):
 
     def save(self, run: Path) -> Path:
         """Writes what was trained below ``run`` (``adapter/`` or ``model/``), whole or not at all, and returns it."""
+        ...
+
+
+class CriticPolicy(Policy, Protocol):
+    """A policy with the capability ``values``: one with a value head."""
+
+    def step_log_probs(
+        self, rollout: Rollout, steps: Tensor, *, kl: bool = False, values: bool = False
+    ) -> StepLikelihood:
+        """See Policy; with ``values`` also what the critic expects before each step."""
         ...
 
 

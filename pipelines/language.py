@@ -46,6 +46,7 @@ class LanguagePolicy:
         name: str = "language model",
         adapter: AdapterConfig | None = None,
         full: bool = False,
+        critic: bool = False,
         generation: GenerationConfig | None = None,
         device: torch.device | str = "cpu",
         precision: str = "fp32",
@@ -53,7 +54,8 @@ class LanguagePolicy:
         seed: int = 0,
     ) -> None:
         """Takes a transformers causal LM and its tokenizer. Trains a LoRA (``adapter``), every weight (``full``), or
-        nothing (sampling only). Raises ConfigError for a model that texts cannot be sampled from.
+        nothing (sampling only); ``critic`` adds a value head, which is trained beside it and is no part of what is
+        saved. Raises ConfigError for a model that texts cannot be sampled from.
         """
         self.model, self.tokenizer, self.name = model, tokenizer, name
         self.generation = generation or GenerationConfig()
@@ -63,6 +65,7 @@ class LanguagePolicy:
         self.adapter = adapter
         self.gradient_checkpointing = gradient_checkpointing
         self._frozen: nn.Module | None = None
+        self.value_head: nn.Linear | None = None
         self.end = self._end_token()
         self.chat = self._uses_chat()
         self.context = int(getattr(model.config, "max_position_embeddings", 0) or 1 << 30)
@@ -72,8 +75,19 @@ class LanguagePolicy:
         elif full:
             self._frozen = copy.deepcopy(model)
             model.requires_grad_(True)
+        if critic:
+            self._add_value_head()
         if gradient_checkpointing:
             self._checkpoint_activations()
+
+    def _add_value_head(self) -> None:
+        """A linear head on the last hidden state. It starts at 0: before it has learned, it expects nothing."""
+        width = self.model.get_input_embeddings().embedding_dim
+        hidden = getattr(self.model.config, "hidden_size", width)
+        self.value_head = nn.utils.skip_init(nn.Linear, hidden, 1).to(self.device)
+        nn.init.zeros_(self.value_head.weight)
+        nn.init.zeros_(self.value_head.bias)
+        self.capabilities = self.capabilities | {"values"}
 
     def _end_token(self) -> int:
         end = self.tokenizer.eos_token_id
@@ -218,21 +232,24 @@ class LanguagePolicy:
 
     # -- likelihood -------------------------------------------------------------------------------------------------
 
-    def step_log_probs(self, rollout: Rollout, steps: Tensor, *, kl: bool = False) -> StepLikelihood:
-        """See Policy. One pass answers for all tokens. The KL is exact: over the whole vocabulary, token by token."""
+    def step_log_probs(
+        self, rollout: Rollout, steps: Tensor, *, kl: bool = False, values: bool = False
+    ) -> StepLikelihood:
+        """See CriticPolicy. One pass answers for all tokens. The KL is exact: over the whole vocabulary."""
         tokens, mask = rollout.state["tokens"].to(self.device), rollout.mask.to(self.device)
         longest = max(1, int(mask.any(0).nonzero().max()) + 1) if bool(mask.any()) else 1
         prompts = [sample.prompt for sample in rollout.samples]
         short, kept = tokens[:, :longest], mask[:, :longest]
-        logits = self._logits(prompts, short, kept) / self.generation.temperature
-        steps = steps.to(self.device)
+        logits, expected = self._asked(prompts, short, kept, values=values)
+        logits, steps = logits / self.generation.temperature, steps.to(self.device)
         found = _at(_chosen(logits, short), steps)
+        worth = None if expected is None else _at(expected, steps)
         if not kl:
-            return StepLikelihood(found)
+            return StepLikelihood(found, values=worth)
         with torch.no_grad(), self.reference():
             reference = (self._logits(prompts, short, kept) / self.generation.temperature).log_softmax(-1)
         own = logits.log_softmax(-1)
-        return StepLikelihood(found, _at((own.exp() * (own - reference)).sum(-1), steps))
+        return StepLikelihood(found, _at((own.exp() * (own - reference)).sum(-1), steps), worth)
 
     def log_likelihood(self, samples: Sequence[Sample], draw: Draw) -> Tensor:
         """See Policy: the sum of the log-probabilities of a text's tokens and of its end, at temperature 1.
@@ -259,7 +276,14 @@ class LanguagePolicy:
         return tokens
 
     def _logits(self, prompts: Sequence[Prompt], tokens: Tensor, mask: Tensor) -> Tensor:
-        """float32 ``(B, T, V)``: what the model expected in the place of each token of the completions."""
+        return self._asked(prompts, tokens, mask)[0]
+
+    def _asked(
+        self, prompts: Sequence[Prompt], tokens: Tensor, mask: Tensor, *, values: bool = False
+    ) -> tuple[Tensor, Tensor | None]:
+        """What the model expected in the place of each token of the completions, float32 ``(B, T, V)``, and with
+        ``values`` what its critic expected of the text before that token, float32 ``(B, T)``.
+        """
         before, real = self._left_padded(prompts)
         everything, attended = torch.cat([before, tokens], 1), torch.cat([real, mask], 1)
         if everything.shape[1] > self.context:
@@ -270,10 +294,13 @@ class LanguagePolicy:
         with self._precise():
             answer = self.model(
                 input_ids=everything, attention_mask=attended.long(), position_ids=positions, use_cache=False,
-                logits_to_keep=tokens.shape[1] + 1,
+                logits_to_keep=tokens.shape[1] + 1, output_hidden_states=values,
             )  # fmt: skip
         logits: Tensor = answer.logits[:, :-1].float()
-        return logits
+        if not values:
+            return logits, None
+        assert self.value_head is not None
+        return logits, self.value_head(answer.hidden_states[-1][:, -tokens.shape[1] - 1 : -1].float())[..., 0]
 
     def reference(self) -> AbstractContextManager[None]:
         """See Policy: adapters off, or the frozen copy when every weight is trained."""
@@ -300,7 +327,10 @@ class LanguagePolicy:
 
     def trainable(self) -> Mapping[str, nn.Parameter]:
         """See Policy."""
-        return {name: p for name, p in self.model.named_parameters() if p.requires_grad}
+        found = {name: p for name, p in self.model.named_parameters() if p.requires_grad}
+        if self.value_head is not None:
+            found |= {f"value_head.{name}": p for name, p in self.value_head.named_parameters()}
+        return found
 
     def save(self, run: Path) -> Path:
         """See Policy. The adapter loads with PEFT, the full model with ``AutoModelForCausalLM``."""

@@ -81,6 +81,7 @@ def load_policy(
     modality: Modality | None = None,
     adapter: AdapterConfig | None = None,
     full: bool = False,
+    critic: bool = False,
     sampler: SamplerConfig | None = None,
     generation: GenerationConfig | None = None,
     device: torch.device | str = "cpu",
@@ -98,7 +99,9 @@ def load_policy(
         "gradient_checkpointing": gradient_checkpointing, "seed": seed,
     }  # fmt: skip
     if (modality or modality_of(model)) == "text":
-        return LanguagePolicy(*load_language_model(model), generation=generation, **options)
+        return LanguagePolicy(*load_language_model(model), generation=generation, critic=critic, **options)
+    if critic:
+        raise ConfigError(f"credit.rule gae: {model} makes images, and no critic says what a denoising step is worth")
     return DiffusionPolicy(load_family(model), sampler=sampler, **options)
 
 

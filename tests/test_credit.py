@@ -115,3 +115,53 @@ def test_per_prompt_statistics_survive_a_checkpoint() -> None:
     second.load_state_dict(first.state_dict())
     scores = torch.tensor([3.0, 8.0])
     assert torch.equal(first(scores, ["a", "b"]), second(scores, ["a", "b"]))
+
+
+def test_gae_by_hand() -> None:
+    """gamma 0.9, lambda 0.5, rewards 1, 0, 2 and values 0.5, 1, 0.2; the last column is padding.
+
+    d2 = 2 - 0.2 = 1.8; d1 = 0 + 0.9 * 0.2 - 1 = -0.82; d0 = 1 + 0.9 * 1 - 0.5 = 1.4. A2 = 1.8;
+    A1 = -0.82 + 0.45 * 1.8 = -0.01; A0 = 1.4 + 0.45 * -0.01 = 1.3955. The second row has one step, with padding that
+    holds numbers: A = 3 - 1 = 2.
+    """
+    rewards = torch.tensor([[1.0, 0.0, 2.0, 9.0], [3.0, 9.0, 9.0, 9.0]])
+    values = torch.tensor([[0.5, 1.0, 0.2, 7.0], [1.0, 7.0, 7.0, 7.0]])
+    mask = torch.tensor([[True, True, True, False], [True, False, False, False]])
+    advantages, returns = credit.gae(rewards, values, mask, discount=0.9, trace=0.5)
+    expected = torch.tensor([[1.3955, -0.01, 1.8, 0.0], [2.0, 0.0, 0.0, 0.0]])
+    assert torch.allclose(advantages, expected)
+    assert torch.allclose(returns, (expected + values) * mask)
+
+
+def test_gae_with_lambda_one_is_what_came_less_what_was_expected() -> None:
+    """The sum telescopes: A_s is the sum of the rewards from s on, minus V_s. Gaps are no steps."""
+    rewards, values = torch.randn(5, 6), torch.randn(5, 6)
+    mask = torch.rand(5, 6) > 0.3
+    advantages, _ = credit.gae(rewards, values, mask, discount=1.0, trace=1.0)
+    later = (rewards * mask).flip(1).cumsum(1).flip(1)
+    assert torch.allclose(advantages, (later - values) * mask, atol=1e-5)
+
+
+def test_whitening_by_hand() -> None:
+    """1, 2, 3 have mean 2 and unbiased variance 1: -1, 0, 1, or about their mean 1, 2, 3. Padding does not
+    count."""
+    values = torch.tensor([[1.0, 2.0], [3.0, 99.0]])
+    mask = torch.tensor([[True, True], [True, False]])
+    assert torch.allclose(credit.whitened(values, mask), torch.tensor([[-1.0, 0.0], [1.0, 0.0]]))
+    kept = credit.whitened(values, mask, shift_mean=False)
+    assert torch.allclose(kept, torch.tensor([[1.0, 2.0], [3.0, 0.0]]))
+    assert not credit.whitened(values, torch.zeros_like(mask)).any()
+
+
+def test_a_kl_weight_is_steered_within_a_fifth() -> None:
+    """Ten times the target over a tenth of the horizon: 1 + 0.2 / 10; at the target nothing; without one never."""
+    steered = credit.AdaptiveKL(1.0, 2.0, 100)
+    steered.update(20.0, 10)
+    assert steered.weight == pytest.approx(1.02)
+    steered.update(2.0, 10)
+    assert steered.weight == pytest.approx(1.02)
+    steered.update(0.0, 100)
+    assert steered.weight == pytest.approx(1.02 * 0.8)
+    fixed = credit.AdaptiveKL(1.0, None, 100)
+    fixed.update(20.0, 100)
+    assert fixed.weight == 1.0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,9 +16,11 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from diffalign import checks
+from diffalign.actor_critic import ActorCritic
 from diffalign.config import AdapterConfig, CreditConfig, GenerationConfig, ObjectiveConfig, TrainerConfig
 from diffalign.errors import ConfigError, InputError
-from diffalign.experience import BestOfN, OnlinePairs, Recorded, RecordedPairs, Rollouts, Source
+from diffalign.experience import BestOfN, OnlinePairs, Recorded, RecordedPairs, Rollouts, Scored, Source
+from diffalign.runs import Run
 from diffalign.steps import Steps
 from diffalign.trainer import Trainer
 from diffalign.types import Draw, Preference, Prompt, Rollout, Sample, Scores
@@ -156,7 +158,7 @@ def test_the_kl_is_exact_and_zero_at_the_start() -> None:
         own = policy.model(torch.tensor([prompt])).logits[0, -1].double().log_softmax(-1)
         with policy.reference():
             reference = policy.model(torch.tensor([prompt])).logits[0, -1].double().log_softmax(-1)
-    assert math.isclose(float(kl[0, 0]), float((own.exp() * (own - reference)).sum()), rel_tol=1e-4)
+    assert math.isclose(float(kl[0, 0].detach()), float((own.exp() * (own - reference)).sum()), rel_tol=1e-4)
     assert bool((kl[rollout.mask] > 0).all())
 
 
@@ -324,3 +326,103 @@ def test_micro_batches_do_not_change_an_update() -> None:
         weights.append(torch.cat([p.detach().flatten() for p in policy.trainable().values()]))
     # Adam divides a gradient by its own size: rounding of a tiny one shows.
     assert float((weights[0] - weights[1]).abs().mean()) < 1e-6
+
+
+def critic(**changes: Any) -> CreditConfig:
+    return CreditConfig(rule="gae", critic=changes)  # type: ignore[arg-type]
+
+
+def with_critic(run: Run | None = None, epochs: int = 8, **changes: Any) -> Trainer:
+    model, tokenizer = tiny_language_model()
+    generation = GenerationConfig(max_new_tokens=5, batch_size=64)
+    policy = LanguagePolicy(model, tokenizer, name="tiny", full=True, critic=True, generation=generation)
+    settings = TrainerConfig(
+        epochs=epochs, samples_per_epoch=64, batch_size=32, inner_epochs=2, learning_rate=1e-2, weight_decay=0.0
+    )
+    objective = ObjectiveConfig(name="ppo-clip", reduction="sum")
+    return Trainer(
+        policy, SOURCES["rollouts"], settings=settings, objective=objective, credit=critic(**changes), run=run
+    )
+
+
+def test_ppo_with_a_critic_learns_and_its_critic_explains_the_returns() -> None:
+    seen: list[Mapping[str, float]] = []
+    trainer = with_critic(kl_coefficient=0.01)
+    trainer.on_epoch = lambda _, epoch, metrics: seen.append(metrics)
+    policy = trainer.policy
+    asked, seeds = PROMPTS * 16, range(1000, 1064)
+    trainer.train()
+    after = float(Letters()(policy.rollout(asked, seeds).samples).total.mean())
+    assert after > 0.6
+    assert seen[0]["critic/kl"] == 0 and seen[-1]["critic/kl"] > 0
+    assert seen[-1]["policy/value_error"] < 0.5 * seen[0]["policy/value_error"]
+
+
+def test_a_kl_weight_holds_the_policy_back_and_can_be_steered() -> None:
+    """The same run with a weight of 5 drifts less; with a target below what it drifts, the weight rises."""
+    drifts = {}
+    for weight in (0.01, 5.0):
+        trainer = with_critic(kl_coefficient=weight, epochs=5)
+        trainer.train()
+        _, metrics = trainer.lesson(gathered(trainer)), trainer.notes
+        drifts[weight] = metrics["critic/kl"]
+    assert drifts[5.0] < 0.3 * drifts[0.01]
+    steered = with_critic(kl_coefficient=0.01, target_kl=1e-3, horizon=64, epochs=3)
+    steered.train()
+    # No drift in the first epoch (times 0.8), then far above the target (times 1.2, twice).
+    assert steered.notes["critic/kl_weight"] == pytest.approx(0.01 * 0.8 * 1.2)
+    assert steered.state_dict()["credit"]["weight"] == pytest.approx(0.01 * 0.8 * 1.2 * 1.2)
+
+
+def gathered(trainer: Trainer) -> Scored:
+    found = trainer.gather().experience
+    assert isinstance(found, Scored)
+    return found
+
+
+def test_rewards_of_tokens_are_the_score_at_the_end_and_the_drift() -> None:
+    """With lambda and gamma 1 and a critic that expects nothing, a step's return is the sum of what follows: of the
+    drift of each later step, times minus the weight, and of the score less the penalty for having no end."""
+    trainer = with_critic(kl_coefficient=0.5, trace=1.0, whiten_advantages=False, missing_end_penalty=0.25)
+    moved(trainer.policy, 0.05)  # type: ignore[arg-type]
+    policy = trainer.policy
+    assert isinstance(policy, LanguagePolicy) and policy.value_head is not None
+    with torch.no_grad():
+        policy.value_head.weight.zero_()
+        policy.value_head.bias.zero_()
+    scored = gathered(trainer)
+    lesson = trainer.lesson(scored)
+    assert isinstance(lesson, ActorCritic)
+    rollout = scored.rollout
+    with torch.no_grad(), policy.reference():
+        drift = rollout.log_probs - policy.step_log_probs(rollout, every(rollout)).log_probs
+    for row in range(8):
+        length = int(rollout.mask[row].sum())
+        score = float(scored.scores.total[row]) - 0.25 * (not rollout.samples[row].evidence["finished"])
+        for step in range(length):
+            expected = score - 0.5 * float(drift[row, step:length].sum())
+            assert float(lesson.returns[row, step]) == pytest.approx(expected, abs=1e-4)
+        assert not lesson.returns[row, length:].any()
+
+
+def test_a_critic_resumes_bit_for_bit(tmp_path: Path) -> None:
+    through = with_critic(epochs=4, target_kl=0.1, horizon=64)
+    through.train()
+    (tmp_path / "run").mkdir()
+    first = with_critic(Run(tmp_path / "run"), epochs=4, target_kl=0.1, horizon=64)
+    first.train(2)
+    second = with_critic(Run(tmp_path / "run"), epochs=4, target_kl=0.1, horizon=64)
+    assert second.resume() and second.epoch == 2
+    second.train()
+    for name, parameter in through.policy.trainable().items():
+        assert torch.equal(parameter, second.policy.trainable()[name]), name
+    assert through.state_dict()["credit"] == second.state_dict()["credit"]
+
+
+def test_only_a_model_with_a_critic_can_be_credited_by_one() -> None:
+    with pytest.raises(ConfigError, match=r"gae needs values, which tiny does not offer"):
+        Trainer(
+            made(), SOURCES["rollouts"], objective=ObjectiveConfig(name="ppo-clip", reduction="sum"), credit=critic()
+        )
+    with pytest.raises(ConfigError, match=r"reduction is mean, but tiny answers with a sum"):
+        Trainer(made(), SOURCES["rollouts"], objective=ObjectiveConfig(name="ppo-clip"))

@@ -21,9 +21,9 @@ def reinforce(log_probs: Tensor, old_log_probs: Tensor, advantages: Tensor, mask
     """Score-function gradient, ``-A log p`` (Williams 1992; DDPO-SF, Black et al. 2023, eq. 4).
 
     Valid for one update per batch only: it does not correct for a policy that has moved since the rollout.
-    ``log_probs``, ``old_log_probs``, ``mask`` are ``(B, K)``, ``advantages`` is ``(B,)``.
+    ``log_probs``, ``old_log_probs``, ``mask`` are ``(B, K)``, ``advantages`` is ``(B,)`` or ``(B, K)``.
     """
-    loss = -advantages[:, None] * log_probs * mask
+    loss = -_per_step(advantages) * log_probs * mask
     return loss, _drift(log_probs.detach() - old_log_probs, mask)
 
 
@@ -35,16 +35,35 @@ def ppo_clip(
 
     ``clip_range`` is not portable between modalities: about 1e-4 for images, whose log-probabilities are means over
     latent elements, and 0.2 for text. ``log_probs``, ``old_log_probs``, ``mask`` are ``(B, K)``, ``advantages``
-    ``(B,)``.
+    ``(B,)`` or ``(B, K)``.
     """
     log_ratio = log_probs - old_log_probs
     ratio = log_ratio.exp()
     clipped = ratio.clamp(1 - clip_range, 1 + clip_range)
-    advantages = advantages[:, None]
+    advantages = _per_step(advantages)
     loss = torch.maximum(-advantages * ratio, -advantages * clipped) * mask
     metrics = _drift(log_ratio.detach(), mask)
     metrics["clip_fraction"] = masked_mean(((ratio.detach() - 1).abs() > clip_range).float(), mask)
     return loss, metrics
+
+
+def value_clip(
+    values: Tensor, old_values: Tensor, returns: Tensor, mask: Tensor, *, clip_range: float
+) -> tuple[Tensor, Metrics]:
+    """Half the squared error of a critic, the larger of it and of the error of a value that moved no further than
+    ``clip_range`` from what it was, per step (Schulman et al. 2017, as in Ziegler et al. 2019's code). All are
+    ``(B, K)``, in units of the reward.
+    """
+    near = old_values + (values - old_values).clamp(-clip_range, clip_range)
+    loss = 0.5 * torch.maximum((values - returns) ** 2, (near - returns) ** 2) * mask
+    error = masked_mean((values.detach() - returns) ** 2, mask)
+    spread = masked_mean((returns - masked_mean(returns, mask)) ** 2, mask)
+    return loss, {"value_error": error, "value_explained": 1 - error / spread.clamp(min=1e-8)}
+
+
+def _per_step(advantages: Tensor) -> Tensor:
+    """``(B, 1)`` or ``(B, K)``."""
+    return advantages[:, None] if advantages.ndim == 1 else advantages
 
 
 def _drift(log_ratio: Tensor, mask: Tensor) -> Metrics:
