@@ -10,6 +10,7 @@ padding is masked and positions are counted without it.
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
@@ -129,7 +130,9 @@ class LanguagePolicy:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             try:
-                self.model = get_peft_model(self.model, config).eval()
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore", FutureWarning)  # of transformers, about a name that PEFT uses
+                    self.model = get_peft_model(self.model, config).eval()
             except ValueError as error:
                 raise ConfigError(f"adapter.targets {adapter.targets}: {error}") from None
         # What the adapter belongs to goes by its name, not by where it lies on this machine.

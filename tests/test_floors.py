@@ -166,3 +166,29 @@ def test_help_answers_at_once() -> None:
         if seconds[-1] < 3:
             break
     assert min(seconds) < 3
+
+
+LOOP = ["trainer", "lessons", "steps", "actor_critic", "credit", "experience", "evaluation", "checks", "methods"]
+LOOP_FILES = [ROOT / "diffalign" / f"{name}.py" for name in LOOP]
+LOOP_FILES += sorted((ROOT / "diffalign" / "objectives").glob("*.py"))
+
+
+def looks_at_the_modality(tree: ast.AST) -> Iterator[int]:
+    """Lines that compare something with the name of a modality, or reach for a sample's image or text."""
+    for node in ast.walk(tree):
+        names = {leaf.value for leaf in ast.walk(node) if isinstance(leaf, ast.Constant)}
+        if isinstance(node, ast.Compare | ast.MatchValue) and names & {"image", "text"}:
+            yield node.lineno
+        elif isinstance(node, ast.Attribute) and node.attr in ("image", "text"):
+            yield node.lineno
+
+
+def test_the_scan_sees_a_branch_on_the_modality() -> None:
+    source = 'if policy.modality == "text": pass\nx = sample.image\nmatch kind:\n    case "image": pass\n'
+    assert sorted(looks_at_the_modality(ast.parse(source))) == [1, 2, 4]
+
+
+@pytest.mark.parametrize("path", LOOP_FILES, ids=lambda path: path.name)
+def test_the_training_engine_has_no_branch_on_modality(path: Path) -> None:
+    """Images and texts go through the same loop: what differs is in the policy, and in tables by modality."""
+    assert not list(looks_at_the_modality(ast.parse(path.read_text(encoding="utf-8"))))
