@@ -39,9 +39,7 @@ class ActorCritic(Steps):
         """See Lesson."""
         assert rows.steps is not None
         steps, batch = rows.steps, self.rollout.take(rows.items)
-        answer = cast(CriticPolicy, self.policy).step_log_probs(
-            batch, steps, kl=bool(self.objective.kl_coefficient), values=True
-        )
+        answer = cast(CriticPolicy, self.policy).step_log_probs(batch, steps, kl=self._exact_kl, values=True)
         assert answer.values is not None
         known = {"old_values": self.old_values, "returns": self.returns}
         return self._recorded(rows, batch, answer) | {
@@ -75,11 +73,11 @@ def lesson(
 ) -> tuple[ActorCritic, dict[str, float]]:
     """What PPO learns from scored samples, and metrics of it. ``scores`` float32 ``(N,)``, more is better.
 
-    The reward of a step is minus the KL weight times how much likelier the step is than under the reference
-    (``log p - log q``, an unbiased sample of the KL); the score is added to that of the last step (Ziegler et al. 2019,
-    eq. 2). A failed judgement teaches nothing: its sample counts in no step.
+    The reward of a step is minus the KL weight times how far the step has drifted from the reference; the score is
+    added to that of the last step (Ziegler et al. 2019, eq. 2). A failed judgement teaches nothing: its sample counts
+    in no step.
     """
-    values, drift = _asked(policy, rollout)
+    values, drift = _asked(policy, rollout, critic.kl_estimator)
     known = scores.isfinite().cpu()
     mask = rollout.mask.cpu() & known[:, None]
     rewards = -penalty.weight * drift * mask
@@ -102,8 +100,8 @@ def lesson(
 
 
 @torch.no_grad()
-def _asked(policy: CriticPolicy, rollout: Rollout) -> tuple[Tensor, Tensor]:
-    """What the critic expects, and ``log p - log q`` of each step, both float32 ``(N, S)`` on the CPU."""
+def _asked(policy: CriticPolicy, rollout: Rollout, estimator: str) -> tuple[Tensor, Tensor]:
+    """What the critic expects, and how far each step has drifted, both float32 ``(N, S)`` on the CPU."""
     values, drift = torch.zeros(rollout.mask.shape), torch.zeros(rollout.mask.shape)
     for rows in torch.arange(len(rollout)).split(policy.batch_size):
         batch = rollout.take(rows)
@@ -114,7 +112,8 @@ def _asked(policy: CriticPolicy, rollout: Rollout) -> tuple[Tensor, Tensor]:
                 reference = policy.step_log_probs(batch, steps).log_probs
             places = (rows[:, None], steps)
             values[places] = expected.float().cpu()
-            drift[places] = batch.log_probs.cpu().gather(1, steps) - reference.cpu()
+            own = batch.log_probs.cpu().gather(1, steps)
+            drift[places] = policy_gradient.kl_estimate(own, reference.cpu(), estimator)
     return values, drift
 
 

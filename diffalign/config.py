@@ -259,7 +259,7 @@ class RunConfig(Section):
             )
         if self.credit.critic is not None and objective not in POLICY_GRADIENT:
             raise ValueError(f"credit.rule gae is for {' and '.join(POLICY_GRADIENT)}, not for {objective}")
-        grouped = source == "rollouts" and self.credit.rule in ("group", "leave-one-out")
+        grouped = source == "rollouts" and self.credit.rule in ("group", "group-mean", "leave-one-out")
         if grouped and self.trainer.samples_per_prompt < 2:
             raise ValueError(
                 f"credit.rule {self.credit.rule} compares the samples of one prompt: set trainer.samples_per_prompt"

@@ -30,6 +30,21 @@ def group(scores: Tensor, keys: Sequence[str]) -> Tensor:
     return _per_group(scores, keys, lambda own: _standardised(own, own))
 
 
+def group_mean(scores: Tensor, keys: Sequence[str]) -> Tensor:
+    """Each score minus the mean of its prompt (Dr. GRPO, Liu et al. 2025).
+
+    Not divided by a deviation: a prompt that is nearly solved does not count more than one that is half solved.
+    """
+
+    def rule(own: Tensor) -> Tensor:
+        known = own[own.isfinite()].double()
+        if _all_the_same(known):
+            return torch.zeros_like(own, dtype=torch.float32)
+        return torch.where(own.isfinite(), own - known.mean(), 0.0).float()
+
+    return _per_group(scores, keys, rule)
+
+
 def leave_one_out(scores: Tensor, keys: Sequence[str]) -> Tensor:
     """Each score minus the mean of the *other* samples of its prompt (RLOO, Kool et al. 2019; Ahmadian et al. 2024).
 

@@ -251,7 +251,7 @@ def needed(objective: ObjectiveConfig) -> frozenset[Capability]:
     if objective.name in POLICY_GRADIENT:
         found = {"step_log_probs"}
         if objective.kl_coefficient:
-            found |= {"step_kl", "reference"}
+            found |= {"step_kl", "reference"} if objective.kl_estimator == "exact" else {"reference"}
     elif objective.name not in ("sft", "reward-weighted"):
         found.add("reference")
         if objective.loser_safety is not None:

@@ -14,11 +14,13 @@ ObjectiveName = Literal[
     "ppo-clip", "reinforce", "reward-weighted", "dpo", "robust-dpo", "ipo", "hinge", "kto", "sft"
 ]  # fmt: skip
 
-_STEPWISE: Mapping[str, object] = {"kl_coefficient": 0.0, "aggregation": "step-mean", "reduction": "mean"}
+_STEPWISE: Mapping[str, object] = {
+    "kl_coefficient": 0.0, "kl_estimator": "exact", "aggregation": "step-mean", "reduction": "mean",
+}  # fmt: skip
 _DRAWS: Mapping[str, object] = {"draws": 1, "reduction": "mean"}
 _PAIRWISE: Mapping[str, object] = {"beta": 2500.0, "sft_weight": 0.0, "loser_safety": None, **_DRAWS}
 FIELDS: Mapping[str, Mapping[str, object]] = {
-    "ppo-clip": {"clip_range": 1e-4, **_STEPWISE},
+    "ppo-clip": {"clip_range": 1e-4, "clip_range_high": None, **_STEPWISE},
     "reinforce": _STEPWISE,
     "reward-weighted": {"temperature": 1.0, **_DRAWS},
     "dpo": {"label_smoothing": 0.0, **_PAIRWISE},
@@ -76,8 +78,13 @@ class ObjectiveConfig(Section):
     name: ObjectiveName = "ppo-clip"
     clip_range: Annotated[float, Field(gt=0, lt=1)] | None = None
     """PPO's clip of the per-step ratio. Image log-probabilities are means over latent elements, so it is small."""
+    clip_range_high: Annotated[float, Field(gt=0)] | None = None
+    """How far the ratio may rise above 1, where that is more than it may fall (DAPO's clip-higher)."""
     kl_coefficient: Annotated[float, Field(ge=0)] | None = None
-    """Weight of the closed-form KL to the reference model, per step; 0 does not compute it."""
+    """Weight of the KL to the reference model in the loss, per step; 0 does not compute it."""
+    kl_estimator: Literal["exact", "k2", "k3"] | None = None
+    """``exact`` is the closed form (of Gaussians, or over the whole vocabulary); k2 and k3 estimate it from the steps
+    that were sampled, which costs less memory."""
     aggregation: Literal["step-mean", "sample-mean", "constant"] | None = None
     """What the steps' losses are a mean over: all steps of the update (DAPO), each sample's own first and then the
     samples (GRPO), or as if every sample had the most steps it can have (Dr. GRPO). It matters where samples differ in
@@ -136,6 +143,8 @@ class CriticConfig(Section):
     """GAE's lambda: 1 trusts what was scored, 0 what the critic expects."""
     kl_coefficient: float = Field(0.05, ge=0)
     """What a nat of drift from the reference costs, in units of the reward."""
+    kl_estimator: Literal["k1", "k2", "k3"] = "k1"
+    """How a token's drift is estimated: k1 is unbiased in a reward, k3 never negative."""
     target_kl: Annotated[float, Field(gt=0)] | None = None
     """Nats per sample that the coefficient is steered towards (Ziegler et al. 2019, section 2.2); null keeps it."""
     horizon: int = Field(10_000, ge=1)
@@ -154,9 +163,11 @@ class CriticConfig(Section):
 class CreditConfig(Section):
     """From scores to advantages, for objectives that learn from scores."""
 
-    rule: Literal["batch", "per-prompt", "group", "leave-one-out", "gae"] = "per-prompt"
-    """``gae`` credits each step by what a critic expected (Schulman et al. 2016); it needs a model with a value
-    head."""
+    rule: Literal["batch", "per-prompt", "group", "group-mean", "leave-one-out", "gae"] = "per-prompt"
+    """``batch`` and ``group`` standardise within the epoch, or the samples of a prompt (GRPO); ``group-mean`` takes off
+    the mean alone (Dr. GRPO); ``per-prompt`` standardises by a prompt's last scores (DDPO); ``leave-one-out`` takes off
+    the mean of a prompt's other samples (RLOO); ``gae`` credits each step by what a critic expected (Schulman et al.
+    2016), and needs a model that can have one."""
     critic: CriticConfig | None = None
     """Of ``gae``, and null for the others."""
     clip: float = Field(5.0, gt=0)

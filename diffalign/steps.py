@@ -172,8 +172,17 @@ class Steps:
         """See Lesson."""
         assert rows.steps is not None
         batch = self.rollout.take(rows.items)
-        now = self.policy.step_log_probs(batch, rows.steps, kl=bool(self.objective.kl_coefficient))
+        now = self.policy.step_log_probs(batch, rows.steps, kl=self._exact_kl)
         return self._recorded(rows, batch, now)
+
+    @property
+    def _exact_kl(self) -> bool:
+        return bool(self.objective.kl_coefficient) and self.objective.kl_estimator == "exact"
+
+    @torch.no_grad()
+    def _reference(self, batch: Rollout, steps: Tensor) -> Tensor:
+        with self.policy.reference():
+            return self.policy.step_log_probs(batch, steps).log_probs
 
     def _recorded(self, rows: Rows, batch: Rollout, now: StepLikelihood) -> Inputs:
         """The answer about some rows, with what was recorded of them."""
@@ -190,7 +199,12 @@ class Steps:
         }
         if "weights" in rows.extra:
             inputs["weights"] = rows.extra["weights"].to(device)
-        return inputs if now.kl is None else inputs | {"kl": now.kl}
+        if now.kl is not None:
+            inputs["kl"] = now.kl
+        elif self.objective.kl_coefficient:
+            reference = self._reference(batch, steps)
+            inputs["kl"] = policy_gradient.kl_estimate(now.log_probs, reference, self.objective.kl_estimator or "")
+        return inputs
 
     def loss(self, inputs: Inputs) -> tuple[Tensor, Metrics]:
         """See Lesson."""
@@ -199,7 +213,8 @@ class Steps:
         if self.objective.name == "reinforce":
             loss, metrics = policy_gradient.reinforce(**rest)
         else:
-            loss, metrics = policy_gradient.ppo_clip(**rest, clip_range=self.objective.clip_range or 0.0)
+            low, high = self.objective.clip_range or 0.0, self.objective.clip_range_high
+            loss, metrics = policy_gradient.ppo_clip(**rest, clip_range=low, clip_range_high=high)
         if kl is not None:
             loss = loss + (self.objective.kl_coefficient or 0.0) * kl * inputs["mask"]
             metrics["kl"] = policy_gradient.masked_mean(kl.detach(), inputs["mask"])

@@ -33,6 +33,7 @@ from diffalign.types import CriticPolicy, Policy, Prompt, Rollout
 CREDIT_RULES: dict[str, Callable[[Tensor, Sequence[str]], Tensor]] = {
     "batch": credit.batch,
     "group": credit.group,
+    "group-mean": credit.group_mean,
     "leave-one-out": credit.leave_one_out,
 }
 STATEFUL = (credit.PerPromptStatistics, credit.AdaptiveKL)

@@ -47,7 +47,7 @@ def test_defaults_and_overrides(file: Path) -> None:
         ("credit.rule=group", "set trainer.samples_per_prompt to 2 or more"),
         ("objective.name=ppo", "objective.name: input should be 'ppo-clip', 'reinforce', 'reward-weighted', 'dpo',"),
         ("objective.name=dpo", "objective dpo learns from pairs or online-pairs, not from rollouts: change"),
-        ("objective.beta=1", "objective: ppo-clip has no beta; it has clip_range, kl_coefficient"),
+        ("objective.beta=1", "objective: ppo-clip has no beta; it has clip_range, clip_range_high, kl_coefficient"),
         ("objective.clip_range=true", "should be a number, not true or false (given: True)"),
         ("experience.source=pairs", "source pairs needs experience.path, or experience.rater, and not both"),
         ("experience.criterion=x", "experience.criterion chooses among recorded pairs, and source is rollouts"),

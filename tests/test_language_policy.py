@@ -305,7 +305,33 @@ def test_aggregations_by_hand() -> None:
         lesson = Steps(policy, objective, 0, 0, rollout, torch.tensor([1.0, -2.0]))
         rows = lesson.rows(torch.arange(2), 0)
         loss, _ = lesson.loss(lesson.inputs(rows))
-        assert math.isclose(float(loss.sum()) / rows.count, expected, abs_tol=1e-6)
+        assert math.isclose(float(loss.sum().detach()) / rows.count, expected, abs_tol=1e-6)
+
+
+@pytest.mark.parametrize("estimator", ["exact", "k2", "k3"])
+def test_a_kl_in_the_loss_holds_the_policy_back(estimator: str) -> None:
+    """With a large weight the policy stays near its reference while one without moves on."""
+    distances = {}
+    for weight in (0.0, 10.0):
+        policy = made(full=True, max_new_tokens=5, batch_size=64)
+        objective = ObjectiveConfig(
+            name="ppo-clip",
+            reduction="sum",
+            kl_coefficient=weight,
+            kl_estimator=estimator,  # type: ignore[arg-type]
+        )
+        settings = TrainerConfig(
+            epochs=4, samples_per_epoch=64, samples_per_prompt=8, batch_size=32, inner_epochs=2, learning_rate=5e-3
+        )
+        Trainer(
+            policy, SOURCES["rollouts"], settings=settings, objective=objective, credit=CreditConfig(rule="group")
+        ).train()
+        rollout = policy.rollout(PROMPTS * 8, range(32))
+        with torch.no_grad():
+            kl = policy.step_log_probs(rollout, every(rollout), kl=True).kl
+        assert kl is not None
+        distances[weight] = float(kl[rollout.mask].mean())
+    assert distances[10.0] < 0.3 * distances[0.0]
 
 
 def test_micro_batches_do_not_change_an_update() -> None:

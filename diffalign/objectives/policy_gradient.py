@@ -28,23 +28,45 @@ def reinforce(log_probs: Tensor, old_log_probs: Tensor, advantages: Tensor, mask
 
 
 def ppo_clip(
-    log_probs: Tensor, old_log_probs: Tensor, advantages: Tensor, mask: Tensor, *, clip_range: float
+    log_probs: Tensor,
+    old_log_probs: Tensor,
+    advantages: Tensor,
+    mask: Tensor,
+    *,
+    clip_range: float,
+    clip_range_high: float | None = None,
 ) -> tuple[Tensor, Metrics]:
     """Clipped importance-weighted gradient per step, ``max(-A r, -A clip(r, 1 - c, 1 + c))`` with
     ``r = exp(log p - log p_old)`` (Schulman et al. 2017, eq. 7; DDPO-IS, Black et al. 2023, eq. 5).
 
-    ``clip_range`` is not portable between modalities: about 1e-4 for images, whose log-probabilities are means over
-    latent elements, and 0.2 for text. ``log_probs``, ``old_log_probs``, ``mask`` are ``(B, K)``, ``advantages``
-    ``(B,)`` or ``(B, K)``.
+    ``clip_range_high`` lets the ratio rise further than it may fall: ``1 + clip_range_high`` is the upper bound (DAPO's
+    clip-higher, Yu et al. 2025, eq. 10). ``clip_range`` is not portable between modalities: about 1e-4 for images,
+    whose log-probabilities are means over latent elements, and 0.2 for text. ``log_probs``, ``old_log_probs``, ``mask``
+    are ``(B, K)``, ``advantages`` ``(B,)`` or ``(B, K)``.
     """
     log_ratio = log_probs - old_log_probs
     ratio = log_ratio.exp()
-    clipped = ratio.clamp(1 - clip_range, 1 + clip_range)
+    high = clip_range if clip_range_high is None else clip_range_high
+    clipped = ratio.clamp(1 - clip_range, 1 + high)
     advantages = _per_step(advantages)
     loss = torch.maximum(-advantages * ratio, -advantages * clipped) * mask
     metrics = _drift(log_ratio.detach(), mask)
-    metrics["clip_fraction"] = masked_mean(((ratio.detach() - 1).abs() > clip_range).float(), mask)
+    outside = (ratio.detach() < 1 - clip_range) | (ratio.detach() > 1 + high)
+    metrics["clip_fraction"] = masked_mean(outside.float(), mask)
     return loss, metrics
+
+
+def kl_estimate(log_probs: Tensor, reference: Tensor, kind: str) -> Tensor:
+    """The KL divergence to the reference, estimated from the steps that were sampled, ``(B, K)`` in nats.
+
+    With ``d = log p - log q`` of a step: ``k1 = d`` is unbiased and can be negative, ``k2 = d^2 / 2`` is biased with a
+    gradient that is right, ``k3 = exp(-d) - 1 + d`` is unbiased and never negative (Schulman 2020, "Approximating KL
+    divergence"). As a loss k1 has a gradient that is 0 in the mean: it belongs into the reward.
+    """
+    apart = log_probs - reference
+    if kind == "k1":
+        return apart
+    return 0.5 * apart**2 if kind == "k2" else torch.expm1(-apart) + apart
 
 
 def value_clip(
