@@ -7,9 +7,7 @@ into one sentence with the file, the line and the nearest field.
 from __future__ import annotations
 
 import difflib
-import re
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
@@ -24,7 +22,8 @@ from pydantic import (
     model_validator,
 )
 
-from diffalign.errors import ConfigError, NotFoundError
+from diffalign.errors import ConfigError
+from diffalign.fields import as_mapping, fields_of, standing_at
 from diffalign.methods import (
     POLICY_GRADIENT,
     RECORDED,
@@ -85,11 +84,7 @@ class RewardConfig(Section):
     """What the centred score is divided by (calibration)."""
 
 
-def _as_mapping(value: object) -> object:
-    return {"reward": value} if isinstance(value, str) else value
-
-
-RewardEntry = Annotated[RewardConfig, BeforeValidator(_as_mapping)]
+RewardEntry = Annotated[RewardConfig, BeforeValidator(as_mapping)]
 
 
 class PromptsConfig(Section):
@@ -257,6 +252,16 @@ class RunConfig(Section):
                 f"experience.source {source} compares the samples of one prompt: set trainer.samples_per_prompt to 2"
                 " or more"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _comparable(self) -> RunConfig:
+        source, objective = self.experience.source, self.objective.name
+        if bool(self.objective.ptx_coefficient) != (self.experience.demonstrations is not None):
+            raise ValueError(
+                "objective.ptx_coefficient and experience.demonstrations go together: how much the supervised term"
+                " counts, and what it is about"
+            )
         if self.credit.critic is not None and objective not in POLICY_GRADIENT:
             raise ValueError(f"credit.rule gae is for {' and '.join(POLICY_GRADIENT)}, not for {objective}")
         grouped = source == "rollouts" and self.credit.rule in ("group", "group-mean", "leave-one-out")
@@ -281,29 +286,6 @@ def load(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
     return parse(*fields_of(path, overrides, "model: embedded:emoji"))
 
 
-def fields_of(path: Path, overrides: Sequence[str], example: str) -> tuple[dict[str, Any], dict[str, str]]:
-    """The fields of a YAML file with the overrides, and where each of them stands. ``example`` is for a message."""
-    if not path.is_file():
-        raise NotFoundError(f"no configuration file {path}")
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError:
-        raise ConfigError(f"{path} is not UTF-8 text, so it is no configuration file") from None
-    try:
-        node = yaml.compose(text, Loader=yaml.SafeLoader)
-        data = yaml.safe_load(text)
-    except (yaml.YAMLError, ValueError) as error:  # a ValueError is of a date that does not exist
-        mark = getattr(error, "problem_mark", None)
-        where = f"{path}:{mark.line + 1}" if mark else str(path)
-        raise ConfigError(f"{where}: not valid YAML: {_problem(error)}") from None
-    if not isinstance(data, dict):
-        raise ConfigError(f"{path}: a configuration is a mapping of fields, such as '{example}'")
-    origin = {field: f"{path}:{line}" for field, line in _lines(node).items()}
-    for override in overrides:
-        _override(data, override, origin)
-    return data, origin
-
-
 def parse(data: Mapping[str, Any], origin: Mapping[str, str] | None = None) -> RunConfig:
     """A configuration from plain data. ``origin`` says where each dotted field stands, for messages."""
     try:
@@ -316,83 +298,6 @@ def dump(config: RunConfig) -> str:
     """The fully resolved configuration as YAML."""
     text: str = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
     return text
-
-
-def _override(data: dict[str, Any], override: str, origin: dict[str, str]) -> None:
-    """Changes one field of plain data, as ``--set A.B=C`` says; ``origin`` is told where it came from."""
-    field, equals, value = override.partition("=")
-    if not equals or not field.strip():
-        raise ConfigError(f"--set {override}: write it as field=value, such as trainer.epochs=20")
-    keys = field.strip().split(".")
-    target: Any = data
-    for i, key in enumerate(keys[:-1]):
-        if isinstance(target, list):
-            index = _index(key, target, override)
-            target[index] = target = _as_mapping(target[index])
-        else:
-            inner = target.get(key)
-            target[key] = inner = {} if inner is None else inner
-            target = inner
-        if not isinstance(target, dict | list):
-            raise ConfigError(f"--set {override}: {'.'.join(keys[: i + 1])} is a value, it has no fields")
-    parsed = _value(value, override)
-    if isinstance(target, list):
-        target[_index(keys[-1], target, override)] = parsed
-    else:
-        target[keys[-1]] = parsed
-    dotted = ".".join(keys)
-    stood = origin.get(dotted)
-    origin[dotted] = f"--set {override}" + (f" (in place of {stood})" if stood else "")
-
-
-def _value(text: str, override: str) -> Any:
-    """A value as YAML reads it; text that is no YAML stands for itself, unless it was meant as a list or mapping."""
-    try:
-        parsed = yaml.safe_load(text)
-    except (yaml.YAMLError, ValueError):
-        if not text.lstrip().startswith(("[", "{")):
-            return text
-        try:
-            return yaml.safe_load(_QUESTION.sub(r'"\g<0>"', text))
-        except (yaml.YAMLError, ValueError) as error:
-            raise ConfigError(
-                f"--set {override}: not valid YAML: {_problem(error)}; quote each text, as in"
-                """ --set 'rewards=["brain-mr-checker?graded=true"]'"""
-            ) from None
-    # YAML 1.1 reads 1e-4 as text: it wants a dot before the exponent.
-    if isinstance(parsed, str):
-        with suppress(ValueError):
-            return float(parsed)
-    return parsed
-
-
-_QUESTION = re.compile(r"""(?<![^\s\[{,])[^\s\[\]{},'"?]+\?[^\s\[\]{},'"]+""")
-"""An unquoted reward with arguments: inside brackets YAML takes its question mark for a sign of its own."""
-
-
-def _problem(error: Exception) -> str:
-    """What YAML found wrong, in its own words."""
-    return str(getattr(error, "problem", None) or error).partition("\n")[0]
-
-
-def _index(key: str, items: list[Any], override: str) -> int:
-    if key.isdigit() and int(key) < len(items):
-        return int(key)
-    raise ConfigError(f"--set {override}: {key!r} is not an index from 0 to {len(items) - 1}")
-
-
-def _lines(node: yaml.Node | None, prefix: str = "") -> dict[str, int]:
-    """The 1-based line of every dotted field below a YAML node."""
-    lines: dict[str, int] = {}
-    children: list[tuple[str, yaml.Node, int]] = []
-    if isinstance(node, yaml.MappingNode):
-        children = [(key.value, value, key.start_mark.line) for key, value in node.value]
-    elif isinstance(node, yaml.SequenceNode):
-        children = [(str(i), value, value.start_mark.line) for i, value in enumerate(node.value)]
-    for key, value, line in children:
-        lines[f"{prefix}{key}"] = line + 1
-        lines |= _lines(value, f"{prefix}{key}.")
-    return lines
 
 
 def _sentence(error: ValidationError, origin: Mapping[str, str]) -> str:
@@ -412,13 +317,6 @@ def _sentence(error: ValidationError, origin: Mapping[str, str]) -> str:
     reason = str(first["msg"]).removeprefix("Value error, ")
     given = "" if first["type"] in ("value_error", "missing") else f" (given: {first['input']!r})"
     return f"{standing_at(dotted, origin)}{dotted + ': ' if dotted else ''}{reason[0].lower() + reason[1:]}{given}"
-
-
-def standing_at(dotted: str, origin: Mapping[str, str]) -> str:
-    """Where a dotted field stands, with a colon, for the start of a message; empty if that is not known."""
-    while dotted and dotted not in origin:
-        dotted = dotted.rpartition(".")[0]
-    return f"{origin[dotted]}: " if dotted else ""
 
 
 def _fields(path: Sequence[str], model: type[BaseModel] = RunConfig) -> list[str]:

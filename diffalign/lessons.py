@@ -250,6 +250,8 @@ def needed(objective: ObjectiveConfig) -> frozenset[Capability]:
     found: set[Capability] = {"log_likelihood"}
     if objective.name in POLICY_GRADIENT:
         found = {"step_log_probs"}
+        if objective.ptx_coefficient:
+            found.add("log_likelihood")
         if objective.kl_coefficient:
             found |= {"step_kl", "reference"} if objective.kl_estimator == "exact" else {"reference"}
     elif objective.name not in ("sft", "reward-weighted"):

@@ -15,7 +15,8 @@ ObjectiveName = Literal[
 ]  # fmt: skip
 
 _STEPWISE: Mapping[str, object] = {
-    "kl_coefficient": 0.0, "kl_estimator": "exact", "aggregation": "step-mean", "reduction": "mean",
+    "kl_coefficient": 0.0, "kl_estimator": "exact", "ptx_coefficient": 0.0, "aggregation": "step-mean",
+    "reduction": "mean",
 }  # fmt: skip
 _DRAWS: Mapping[str, object] = {"draws": 1, "reduction": "mean"}
 _PAIRWISE: Mapping[str, object] = {"beta": 2500.0, "sft_weight": 0.0, "loser_safety": None, **_DRAWS}
@@ -85,6 +86,9 @@ class ObjectiveConfig(Section):
     kl_estimator: Literal["exact", "k2", "k3"] | None = None
     """``exact`` is the closed form (of Gaussians, or over the whole vocabulary); k2 and k3 estimate it from the steps
     that were sampled, which costs less memory."""
+    ptx_coefficient: Annotated[float, Field(ge=0)] | None = None
+    """Weight of a supervised term beside the policy gradient: the likelihood of ``experience.demonstrations`` (PPO-ptx,
+    Ouyang et al. 2022, eq. 2); 0 leaves it out."""
     aggregation: Literal["step-mean", "sample-mean", "constant"] | None = None
     """What the steps' losses are a mean over: all steps of the update (DAPO), each sample's own first and then the
     samples (GRPO), or as if every sample had the most steps it can have (Dr. GRPO). It matters where samples differ in
@@ -207,6 +211,8 @@ class ExperienceConfig(Section):
     path: str | None = None
     """The recorded file: pairs in the native form (``diffalign preferences convert``), labels as rows, or a folder of
     images with their prompts."""
+    demonstrations: str | None = None
+    """What ``objective.ptx_coefficient`` keeps likely: images with their prompts, or rows of texts."""
     criterion: str | None = None
     """Of recorded ``pairs``: which judgements to learn from, where the file has several criteria."""
     rater: str | None = None

@@ -56,6 +56,7 @@ class Trainer:
         policy: Policy,
         source: Source,
         *,
+        beside: Source | None = None,
         settings: TrainerConfig | None = None,
         objective: ObjectiveConfig | None = None,
         credit: CreditConfig | None = None,
@@ -65,18 +66,23 @@ class Trainer:
         on_epoch: Callable[[Trainer, int, Mapping[str, float]], None] | None = None,
         on_progress: Callable[[str, int, int], None] | None = None,
     ) -> None:
-        """``on_epoch`` gets the trainer, the number of epochs done, and the metrics of the last one."""
+        """``on_epoch`` gets the trainer, the number of epochs done, and the metrics of the last one.
+
+        ``beside`` brings the demonstrations of a supervised term, where the objective has one (``ptx_coefficient``).
+        """
         self.accelerator = checks.accelerator(cpu=policy.device.type == "cpu")
         if isinstance(source, Rollouts) and not source.prompts:
             raise ConfigError("there is no prompt to train on")
         if policy.modality != source.modality:
             whose = f"reward {source.reward.name}" if isinstance(source, Rollouts) else f"source {source.name}"
             raise ConfigError(f"{whose} judges {source.modality}s, but the model makes {policy.modality}s")
-        self.policy, self.source = policy, source
+        self.policy, self.source, self.beside = policy, source, beside
         self.settings = settings or TrainerConfig()
         self.objective = objective or ObjectiveConfig()
         self.credit = credit or CreditConfig()
         self._check_capabilities()
+        if bool(self.objective.ptx_coefficient) != (beside is not None):
+            raise ConfigError("objective.ptx_coefficient needs demonstrations beside the source, and they need it")
         self.seed, self.precision, self.run = seed, precision, run
         self.on_epoch, self.on_progress = on_epoch, on_progress or (lambda stage, done, total: None)
         self.parameters = dict(policy.trainable())
@@ -246,11 +252,12 @@ class Trainer:
         A batch in which no sample was better than another makes none.
         """
         made: list[dict[str, float]] = []
+        shown = self._shown()
         for group in self.optimiser.param_groups:
             group["lr"] = self.learning_rate()
         batches = list(self._batches(lesson))
         for number, (inner, items) in enumerate(batches):
-            if metrics := self._step(lesson, lesson.rows(items, inner)):
+            if metrics := self._step(lesson, lesson.rows(items, inner), shown):
                 made.append(metrics)
             self.on_progress("updating", number + 1, len(batches))
         totals = {name: sum(metrics[name] for metrics in made) / len(made) for name in (made[0] if made else ())}
@@ -272,7 +279,27 @@ class Trainer:
             for i in range(0, len(items), self.settings.batch_size):
                 yield inner, items[order[i : i + self.settings.batch_size]]
 
-    def _step(self, lesson: Lesson, rows: Rows) -> dict[str, float]:
+    def _shown(self) -> lessons.Examples | None:
+        """This epoch's demonstrations for the supervised term."""
+        if self.beside is None:
+            return None
+        found = self.beside.gather(self.moment()).experience
+        assert isinstance(found, Shown)
+        return lessons.Examples(self.policy, self.objective, self.seed, self.epoch, found.samples)
+
+    def _supervise(self, shown: lessons.Examples) -> float:
+        """Adds the gradient of the supervised term on one batch of demonstrations; returns their mean loss."""
+        size = self.settings.batch_size
+        order = permutation(len(shown), derive(self.seed, "shown", self.updates))
+        rows, total = shown.rows(torch.tensor(order[:size]), self.updates), 0.0
+        for chunk in torch.arange(len(rows)).split(self.settings.micro_batch_size):
+            loss, _ = shown.loss(shown.inputs(rows.take(chunk)))
+            weighted = (self.objective.ptx_coefficient or 0.0) * loss.sum() / rows.count
+            self.accelerator.backward(self.scaler.scale(weighted))
+            total += float(loss.detach().sum()) / rows.count
+        return total
+
+    def _step(self, lesson: Lesson, rows: Rows, shown: lessons.Examples | None = None) -> dict[str, float]:
         """One optimiser update: the mean loss over all rows, accumulated over micro-batches."""
         if len(rows) == 0:
             return {}
@@ -288,6 +315,8 @@ class Trainer:
         loss, metrics = lesson.loss({name: torch.cat([each[name] for each in answers]) for name in answers[0]})
         metrics = {**metrics, "loss": loss.sum() / rows.count}
         found = {f"policy/{name}": float(value) for name, value in metrics.items()}
+        if shown is not None:
+            found["policy/ptx_loss"] = self._supervise(shown)
         if self.updates == 0:
             checks.gradients_reach(self.parameters)
         self.scaler.unscale_(self.optimiser)

@@ -452,3 +452,52 @@ def test_only_a_model_with_a_critic_can_be_credited_by_one() -> None:
         )
     with pytest.raises(ConfigError, match=r"reduction is mean, but tiny answers with a sum"):
         Trainer(made(), SOURCES["rollouts"], objective=ObjectiveConfig(name="ppo-clip"))
+
+
+def with_demonstrations(weight: float, samples_per_epoch: int = 64, micro_batch_size: int = 64) -> Trainer:
+    objective = ObjectiveConfig(name="ppo-clip", reduction="sum", ptx_coefficient=weight)
+    settings = TrainerConfig(
+        epochs=6, samples_per_epoch=samples_per_epoch, samples_per_prompt=8, batch_size=32, learning_rate=1e-2,
+        micro_batch_size=micro_batch_size, weight_decay=0.0,
+    )  # fmt: skip
+    shown = Recorded([Sample(prompt, text="hhh") for prompt in PROMPTS], modality="text")
+    return Trainer(
+        made(full=True, max_new_tokens=5, batch_size=64), SOURCES["rollouts"], beside=shown if weight else None,
+        settings=settings, objective=objective, credit=CreditConfig(rule="group"),
+    )  # fmt: skip
+
+
+def test_a_supervised_term_keeps_demonstrations_likely_beside_a_policy_gradient() -> None:
+    """The reward is for the letter a; what is shown is hhh, which training for a alone makes less likely."""
+    shown = [Sample(prompt, text="hhh") for prompt in PROMPTS]
+    likely = {}
+    for weight in (0.0, 1.0):
+        trainer = with_demonstrations(weight)
+        before = float(trainer.policy.log_likelihood(shown, NOTHING).detach().mean())  # type: ignore[attr-defined]
+        trainer.train()
+        likely[weight] = float(trainer.policy.log_likelihood(shown, NOTHING).detach().mean()) - before  # type: ignore[attr-defined]
+    assert likely[0.0] < 0 < likely[1.0]
+
+
+def test_the_supervised_gradient_is_the_weighted_mean_whatever_the_micro_batch() -> None:
+    """Its gradient equals that of weight times the mean of -log p over the batch, computed in one piece."""
+    for size in (1, 64):
+        trainer = with_demonstrations(0.5, samples_per_epoch=32, micro_batch_size=size)
+        lesson = trainer._shown()
+        assert lesson is not None
+        trainer._supervise(lesson)
+        found = {name: p.grad.clone() for name, p in trainer.policy.trainable().items() if p.grad is not None}
+        for parameter in trainer.policy.trainable().values():
+            parameter.grad = None
+        samples = [lesson.samples[i] for i in range(len(lesson))]
+        likelihood = trainer.policy.log_likelihood(samples, NOTHING)  # type: ignore[attr-defined]
+        (0.5 * -likelihood.mean()).backward()
+        for name, parameter in trainer.policy.trainable().items():
+            assert parameter.grad is not None
+            assert torch.allclose(found[name], parameter.grad, atol=1e-5), name
+
+
+def test_demonstrations_and_their_weight_go_together() -> None:
+    with pytest.raises(ConfigError, match="ptx_coefficient needs demonstrations"):
+        Trainer(made(), SOURCES["rollouts"], beside=SOURCES["demonstrations"],
+                objective=ObjectiveConfig(name="ppo-clip", reduction="sum"))  # fmt: skip
