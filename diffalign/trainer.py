@@ -244,7 +244,9 @@ class Trainer:
         """Clipped advantages ``(N,)`` on the CPU; more is better, whatever the reward's own direction."""
         keys = [sample.prompt.key for sample in scored.rollout.samples]
         assert not isinstance(self.tracker, credit.AdaptiveKL)
-        return self.tracker(self._oriented(scored), keys).clamp(-self.credit.clip, self.credit.clip)
+        found = self.tracker(self._oriented(scored), keys)
+        self.notes = {"advantage/clipped_fraction": float((found.abs() > self.credit.clip).float().mean())}
+        return found.clamp(-self.credit.clip, self.credit.clip)
 
     def update(self, lesson: Lesson) -> dict[str, float]:
         """All optimiser updates of one epoch; returns the mean metrics of those that were made.
