@@ -13,19 +13,23 @@ from typing import Any
 
 import numpy as np
 import pytest
-from alembic.autogenerate import compare_metadata
-from alembic.migration import MigrationContext
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    rule,
+    run_state_machine_as_test,
+)
 from PIL import Image, PngImagePlugin
-from sqlalchemy import func, select
 
 from diffalign.errors import ConfigError, InputError, NotFoundError, RefusedError
 from diffalign.preferences import Table, write
-from diffalign.study import Answer, Assignment, Point, Protocol, Study, StudyPair, database
-from diffalign.study.schema import AssignmentRow, Base, EventRow, PairRow, SampleRow, VoteRow
+from diffalign.study import Answer, Point, Protocol, Study, StudyPair, Turn
+from diffalign.study.schema import AssignmentRow, EventRow, PairRow, SampleRow, VoteRow
 from diffalign.types import Prompt, Sample
+from tests.studies import RULES, Clock, claimed, made, rows, text_pair
 
 HOSTILE = (
     "<script>alert(1)</script>",
@@ -39,41 +43,6 @@ HOSTILE = (
     "x" * 20_000,
     "  spaces\r\nand lines \n",
 )
-RULES = "name: test\nversion: 1\n"
-
-
-def text_pair(number: int, prompt: str | None = None, **more: Any) -> StudyPair:
-    asked = Prompt(prompt or f"prompt {number}")
-    return StudyPair(
-        asked, Sample(asked, text=f"one {number}"), Sample(asked, text=f"two {number}"), "base", "tuned", **more
-    )
-
-
-class Clock:
-    def __init__(self) -> None:
-        self.time = 1000.0
-
-    def __call__(self) -> float:
-        return self.time
-
-
-def made(folder: Path, pairs: int = 3, more: str = "", raters: str = "ab", gold: int = 0, **rest: Any) -> Study:
-    material = [text_pair(i) for i in range(pairs)] + [text_pair(1000 + i, expected="first") for i in range(gold)]
-    study = Study.create(folder / "study", Protocol.parse(RULES + more), material, **rest)
-    for rater in raters:
-        study.add_rater(rater)
-    return study
-
-
-def claimed(study: Study, rater: str) -> Assignment:
-    found = study.claim(rater)
-    assert found is not None
-    return found
-
-
-def rows(study: Study, table: type[Base]) -> list[Any]:
-    with database.reading(study.engine) as connection:
-        return list(connection.execute(select(*table.__table__.c).order_by(table.__table__.c.id)))
 
 
 # --- what goes in ---
@@ -111,8 +80,6 @@ def test_a_study_does_not_start_from_what_cannot_be_compared(tmp_path: Path) -> 
         with pytest.raises(InputError, match=message):
             Study.create(tmp_path / "bad", rules, pairs)
         assert not (tmp_path / "bad").exists()
-    with pytest.raises(InputError, match="no pair has an expected answer"):
-        Study.create(tmp_path / "bad", Protocol.parse(RULES + "gold_share: 0.1\n"), [text_pair(0)])
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "thing").touch()
     with pytest.raises(RefusedError, match="not empty"):
@@ -306,7 +273,8 @@ def test_one_assignment_one_vote(tmp_path: Path) -> None:
     assert [row.choice for row in rows(study, VoteRow)] == ["left"]
 
 
-CRITERIA = """criteria:
+CRITERIA = """points: [artefact]
+criteria:
 - {name: anatomy, question: "Which is more plausible?"}
 - {name: quality, question: "How good is it?", kind: scale, anchors: [bad, fair, good]}
 """
@@ -524,48 +492,6 @@ def test_a_damaged_or_missing_file_is_named(tmp_path: Path) -> None:
         study.files.path("../../etc/passwd")
 
 
-def test_the_migrations_make_the_tables_that_the_code_uses(tmp_path: Path) -> None:
-    study = made(tmp_path)
-    with database.reading(study.engine) as connection:
-        assert compare_metadata(MigrationContext.configure(connection), Base.metadata) == []
-    assert database.revision(study.engine) == database.revisions()[-1]
-
-
-def test_an_older_study_is_migrated_after_a_backup(tmp_path: Path) -> None:
-    """A study as the first version of the schema left it: no triggers yet, and a vote in it."""
-    study = made(tmp_path)
-    token = claimed(study, "a").token
-    study.vote("a", token, Answer("left"))
-    study.close()
-    path = study.folder / "study.sqlite"
-    with sqlite3.connect(path) as connection:
-        for name in ("vote_no_update", "vote_no_delete", "event_no_update", "event_no_delete"):
-            connection.execute(f"DROP TRIGGER {name}")
-        connection.execute("UPDATE alembic_version SET version_num = '0001'")
-    connection.close()
-    again = Study.open(study.folder)
-    assert database.revision(again.engine) == "0002"
-    assert [row.choice for row in rows(again, VoteRow)] == ["left"]
-    (kept,) = (study.folder / "backups").iterdir()
-    with sqlite3.connect(kept) as connection:
-        assert connection.execute("SELECT version_num FROM alembic_version").fetchone() == ("0001",)
-        assert connection.execute("SELECT count(*) FROM vote").fetchone() == (1,)
-    connection.close()
-
-
-def test_a_newer_study_is_refused_and_left_alone(tmp_path: Path) -> None:
-    study = made(tmp_path)
-    study.close()
-    path = study.folder / "study.sqlite"
-    with sqlite3.connect(path) as connection:
-        connection.execute("UPDATE alembic_version SET version_num = '9999'")
-    connection.close()
-    before = path.read_bytes()
-    with pytest.raises(RefusedError, match="newer release"):
-        Study.open(study.folder)
-    assert path.read_bytes() == before
-
-
 def test_a_backup_opens_as_a_study(tmp_path: Path) -> None:
     study = made(tmp_path)
     study.vote("a", claimed(study, "a").token, Answer("left"))
@@ -594,54 +520,84 @@ def test_a_new_version_of_the_protocol_holds_from_now_on(tmp_path: Path) -> None
 
 
 class AnyOrder(RuleBasedStateMachine):
-    """Raters claim, vote, undo, skip, flag and fall asleep in any order; a plain model says what must hold."""
+    """Raters claim, vote, undo, skip, flag, decide and fall asleep in any order; a plain model says what must hold."""
 
-    @initialize(overlap=st.integers(1, 3))
-    def start(self, overlap: int) -> None:
+    @initialize(overlap=st.integers(1, 3), active=st.booleans(), budget=st.sampled_from([None, 5]))
+    def start(self, overlap: int, active: bool, budget: int | None) -> None:
         self.place = tempfile.TemporaryDirectory()
         self.clock = Clock()
-        self.overlap = overlap
+        self.overlap, self.budget = overlap, budget
         more = f"overlap: {overlap}\ngold_share: 0.2\nrepeat_share: 0.2\nrepeat_after: 1\n"
-        self.study = made(Path(self.place.name), pairs=4, gold=2, more=more, raters="abc", clock=self.clock)
-        self.live: dict[str, tuple[str, str]] = {}
-        self.tokens: dict[str, list[str]] = {rater: [] for rater in "abc"}
+        more += f"random_share: {0.3 if active else 1}\n" + (f"budget: {budget}\n" if budget else "")
+        self.study = made(Path(self.place.name), pairs=4, gold=2, more=more, raters="abcd", clock=self.clock)
+        self.live: dict[str, tuple[str, str, Any]] = {}
+        self.tokens: dict[tuple[str, Any], list[str]] = {(r, q): [] for r in "abcd" for q in ("pairs", "disputed")}
 
-    @rule(rater=st.sampled_from("abc"))
-    def claim(self, rater: str) -> None:
-        if (assignment := self.study.claim(rater)) is not None and assignment.token not in self.tokens[rater]:
-            self.tokens[rater].append(assignment.token)
+    def keep(self, rater: str, which: Any, turn: Turn, voted: int = 0) -> None:
+        mine = self.tokens[rater, which]
+        mine += [one.token for one in (turn.now, turn.ahead) if one is not None and one.token not in mine]
+        before = sum((who, queue) == (rater, which) for who, _, queue in self.live.values())
+        assert turn.progress.done == before + voted
+        assert (turn.now is None) == bool(turn.progress.why)
 
-    @precondition(lambda self: any(self.tokens.values()))
-    @rule(rater=st.sampled_from("abc"), choice=st.sampled_from(["left", "right", "tie_good"]), data=st.data())
-    def vote(self, rater: str, choice: Any, data: Any) -> None:
-        if not self.tokens[rater]:
+    @rule(rater=st.sampled_from("abcd"), which=st.sampled_from(["pairs", "disputed"]))
+    def turn(self, rater: str, which: Any) -> None:
+        self.keep(rater, which, self.study.turn(rater, which))
+
+    @rule(
+        rater=st.sampled_from("abcd"), which=st.sampled_from(["pairs", "disputed"]),
+        choice=st.sampled_from(["left", "right", "left", "right", "tie_good", "cannot_judge"]), data=st.data(),
+    )  # fmt: skip
+    def vote(self, rater: str, which: Any, choice: Any, data: Any) -> None:
+        self.keep(rater, which, self.study.turn(rater, which))
+        if not self.tokens[rater, which]:
             return
-        token = data.draw(st.sampled_from(self.tokens[rater]))
+        token = data.draw(st.sampled_from(self.tokens[rater, which][::-1]))
         try:
-            self.study.vote(rater, token, Answer(choice))
+            self.study.vote(rater, token, Answer(choice), which)
         except RefusedError:
             return
         assert token not in self.live
-        self.live[token] = rater, choice
+        self.live[token] = rater, choice, which
 
-    @rule(rater=st.sampled_from("abc"))
-    def undo(self, rater: str) -> None:
-        mine = [token for token, (who, _) in self.live.items() if who == rater]
+    @rule(
+        rater=st.sampled_from("abcd"),
+        which=st.sampled_from(["pairs", "disputed"]),
+        choice=st.sampled_from(["left", "right"]),
+    )
+    def finish(self, rater: str, which: Any, choice: Any) -> None:
+        """A rater who answers all that is there: pairs become complete, and raters disagree."""
+        while (now := self.study.turn(rater, which).now) is not None:
+            self.keep(rater, which, self.study.vote_and_turn(rater, now.token, Answer(choice), which)[1], voted=1)
+            self.live[now.token] = rater, choice, which
+
+    @rule(rater=st.sampled_from("abcd"), which=st.sampled_from(["pairs", "disputed"]))
+    def undo(self, rater: str, which: Any) -> None:
+        mine = [token for token, (who, _, queue) in self.live.items() if (who, queue) == (rater, which)]
         try:
-            token = self.study.undo(rater).token
+            back = self.study.undo(rater, which)
         except RefusedError:
             assert not mine
             return
-        assert token == mine[-1]  # dictionaries keep the order of insertion
-        del self.live[token]
+        assert back.token == mine[-1]  # dictionaries keep the order of insertion
+        assert back.answer is not None and back.answer.choice == self.live[back.token][1]
+        del self.live[back.token]
 
-    @rule(rater=st.sampled_from("abc"), flag=st.booleans(), data=st.data())
-    def put_back(self, rater: str, flag: bool, data: Any) -> None:
-        if not self.tokens[rater]:
+    @rule(
+        rater=st.sampled_from("abcd"),
+        which=st.sampled_from(["pairs", "disputed"]),
+        flag=st.integers(0, 3),
+        data=st.data(),
+    )
+    def put_back(self, rater: str, which: Any, flag: int, data: Any) -> None:
+        if not self.tokens[rater, which]:
             return
-        token = data.draw(st.sampled_from(self.tokens[rater]))
+        token = data.draw(st.sampled_from(self.tokens[rater, which]))
         try:
-            (self.study.flag if flag else self.study.skip)(rater, token)
+            if flag == 0:
+                self.study.flag(rater, token, queue=which)
+            else:
+                self.study.skip(rater, token, which)
         except RefusedError:
             return
         assert token not in self.live
@@ -652,30 +608,44 @@ class AnyOrder(RuleBasedStateMachine):
 
     @invariant()
     def the_record_is_right(self) -> None:
-        with database.reading(self.study.engine) as connection:
-            counted = select(AssignmentRow.pair_id, func.count().label("n")).where(
-                AssignmentRow.state.in_(("open", "done")), AssignmentRow.repeat.is_(False)
-            )
-            per_pair = {r.pair_id: r.n for r in connection.execute(counted.group_by(AssignmentRow.pair_id))}
-        for row in rows(self.study, PairRow):
+        given = [row for row in rows(self.study, AssignmentRow) if row.state in ("open", "done")]
+        per_pair = Counter(row.pair_id for row in given if not (row.repeat or row.adjudication))
+        verdicts = Counter(row.pair_id for row in given if row.adjudication)
+        judged = {(row.pair_id, row.rater_id) for row in given if not row.adjudication}
+        assert max(verdicts.values(), default=0) <= 1
+        pairs = {row.id: row for row in rows(self.study, PairRow)}
+        for row in pairs.values():
             assert row.taken == per_pair.get(row.id, 0)
             assert row.kind != "ordinary" or row.taken <= self.overlap
+        alive = sum(row.taken for row in pairs.values() if row.kind == "ordinary" and not row.flagged)
+        assert self.budget is None or alive <= self.budget
+        for row in given:
+            if row.adjudication:
+                assert pairs[row.pair_id].kind == "ordinary" and (row.pair_id, row.rater_id) not in judged
         votes = rows(self.study, VoteRow)
         undone = {row.undoes for row in votes}
         tokens = {row.id: row.token for row in rows(self.study, AssignmentRow)}
         live = {tokens[v.assignment_id]: v.choice for v in votes if v.undoes is None and v.id not in undone}
-        assert live == {token: choice for token, (_, choice) in self.live.items()}
+        assert live == {token: choice for token, (_, choice, _) in self.live.items()}
 
     def teardown(self) -> None:
         if hasattr(self, "study"):
+            assert all(finding.ok for finding in self.study.inspect()), self.study.inspect()
+            final = {preference.provenance["pair"]: preference for preference in self.study.export(final=True)}
+            assert all(0 <= preference.label <= 1 for preference in final.values())
             self.study.close()
             self.place.cleanup()
 
 
-AnyOrder.TestCase.settings = settings(
-    max_examples=6, stateful_step_count=25, deadline=None, suppress_health_check=list(HealthCheck)
-)
+QUICK = settings(max_examples=5, stateful_step_count=30, deadline=None, suppress_health_check=list(HealthCheck))
+AnyOrder.TestCase.settings = QUICK
 TestAnyOrder = AnyOrder.TestCase
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_any_order_at_length() -> None:
+    run_state_machine_as_test(AnyOrder, settings=settings(QUICK, max_examples=30, stateful_step_count=60))
 
 
 def test_events_tell_the_whole_story(tmp_path: Path) -> None:
@@ -683,4 +653,6 @@ def test_events_tell_the_whole_story(tmp_path: Path) -> None:
     study.vote("a", claimed(study, "a").token, Answer("left"))
     study.undo("a")
     study.skip("a", claimed(study, "a").token)
-    assert [row.kind for row in rows(study, EventRow)] == ["claimed", "voted", "undone", "skipped"]
+    assert [row.kind for row in rows(study, EventRow)] == [
+        "created", "joined", "joined", "claimed", "voted", "undone", "skipped",
+    ]  # fmt: skip

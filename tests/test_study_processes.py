@@ -171,6 +171,12 @@ def test_the_command_line_does_not_import_the_database_library() -> None:
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
 
 
+def test_a_process_that_serves_a_study_loads_no_large_library() -> None:
+    """Who claims a pair, and who starts again after a crash, waits for none."""
+    code = "import sys, diffalign.study; sys.exit(bool({'torch', 'pyarrow', 'pandas', 'scipy'} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
+
+
 # --- PostgreSQL ---
 
 

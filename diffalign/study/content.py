@@ -46,8 +46,14 @@ class Files:
 
     def get(self, sha256: str) -> bytes:
         """The data of that hash, checked."""
+        path = self.path(sha256)
+        # The folder itself may be a link to another disk; what is in it may not lead elsewhere.
+        if path.is_symlink() or path.parent.is_symlink():
+            raise InputError(f"the file {sha256} of the study is a link, and links are not followed")
         try:
-            data = self.path(sha256).read_bytes()
+            if path.exists() and not path.is_file():
+                raise InputError(f"the file {sha256} of the study is no file")
+            data = path.read_bytes()
         except OSError as error:
             raise NotFoundError(f"the study lacks its file {sha256}: {error.strerror}") from None
         if hashlib.sha256(data).hexdigest() != sha256:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import io
-from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator, Mapping
 from functools import lru_cache
+from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from PIL import Image
@@ -13,7 +14,8 @@ from sqlalchemy import Connection, Row, RowMapping, exists, select
 from sqlalchemy.orm import aliased
 
 from diffalign.study import database
-from diffalign.study.schema import AssignmentRow, ItemRow, PairRow, RaterRow, SampleRow, StudyRow, VoteRow
+from diffalign.study.protocol import Protocol
+from diffalign.study.schema import AssignmentRow, ItemRow, PairRow, ProtocolRow, RaterRow, SampleRow, VoteRow
 from diffalign.types import Preference, Prompt, Sample
 
 if TYPE_CHECKING:
@@ -30,7 +32,8 @@ def live_votes(connection: Connection) -> list[RowMapping]:
         select(
             VoteRow.id, VoteRow.choice, VoteRow.strength, VoteRow.answers, VoteRow.comment, VoteRow.points,
             VoteRow.shown_at, VoteRow.decided_at, VoteRow.received_at, VoteRow.protocol_sha256,
-            AssignmentRow.repeat, AssignmentRow.first_is_left, AssignmentRow.pair_id, AssignmentRow.claimed_at,
+            AssignmentRow.id.label("assignment"), AssignmentRow.repeat, AssignmentRow.adjudication,
+            AssignmentRow.chosen, AssignmentRow.first_is_left, AssignmentRow.pair_id, AssignmentRow.claimed_at,
             PairRow.kind, PairRow.expected, PairRow.flagged, PairRow.item_id, PairRow.first_id, PairRow.second_id,
             RaterRow.pseudonym.label("rater"),
         )
@@ -54,49 +57,77 @@ class Export:
 
     Each vote on an ordinary pair gives one preference with the criterion ``overall``, and one more per criterion of
     the kind ``prefer`` that was answered. Left out, and counted in ``left_out``: gold and A/A pairs and repeats, pairs
-    that were flagged, and ``cannot judge``. A strength of 1 to 3 is the preference's strength; without it that is 1.
+    that were flagged, ``cannot judge``, and adjudications. A strength of 1 to 3 is the preference's strength; without
+    it that is 1.
 
     ``provenance`` has the study, pair, vote, arms, shown sides, kind of tie, scores per criterion by sample, comment,
-    times and the hash of the protocol. The samples of one pair are the same objects in each of its preferences.
+    times, the hash of the protocol, and ``chosen``: ``random``, or ``active`` where the pair was chosen for what it
+    would tell. The samples of one pair are the same objects in each of its preferences.
+
+    ``final`` gives one preference per pair and criterion instead, of no rater: the adjudicator's verdict where there is
+    one, else the mean label and strength of the votes. Then votes that a verdict replaces are left out as
+    ``adjudicated``, and so is a pair that the adjudicator cannot judge.
     """
 
-    def __init__(self, study: Study) -> None:
-        self._files = study.files
+    def __init__(self, study: Study, final: bool = False) -> None:
+        self._files, self._uid, self._final = study.files, study.uid, final
         with database.reading(study.engine) as connection:
-            self._uid = connection.scalar(select(StudyRow.uid))
             self._items = {row.id: row for row in connection.execute(select(*ItemRow.__table__.c))}
             self._samples = {row.id: row for row in connection.execute(select(*SampleRow.__table__.c))}
             rows = live_votes(connection)
         self.left_out: Counter[str] = Counter()
         """How many votes were left out, by reason."""
-        self._rows = [row for row in rows if self._kept(row)]
+        self._verdicts = {row["pair_id"]: row for row in rows if row["adjudication"]} if final else {}
+        self.rows = [row for row in rows if self._kept(row)]
+        """The votes that are kept."""
 
     def _kept(self, row: RowMapping) -> bool:
+        verdict = self._verdicts.get(row["pair_id"])
         reason = (
             ("repeat" if row["repeat"] else "")
+            or ("adjudication" if row["adjudication"] and not self._final else "")
             or (row["kind"] if row["kind"] != "ordinary" else "")
             or ("flagged" if row["flagged"] else "")
             or ("cannot judge" if row["choice"] == "cannot_judge" else "")
+            or ("adjudicated" if verdict and (verdict["id"] != row["id"]) and not _adds(row, verdict) else "")
         )
         if reason:
             self.left_out[reason] += 1
         return not reason
 
     def __iter__(self) -> Iterator[Preference]:
-        cached = lru_cache(maxsize=256)(self._sample)
-        for row in self._rows:
-            item = self._items[row["item_id"]]
-            prompt = Prompt(item.text, item.prompt_id, item.attributes, item.negative)
+        cached = lru_cache(maxsize=256)(self.sample)
+        if self._final:
+            yield from self._finals(cached)
+            return
+        for row in self.rows:
             first, second = (cached(row[name]) for name in ("first_id", "second_id"))
             origin = self._provenance(row)
-            answers = {"overall": row["choice"]}
-            answers |= {name: value for name, value in row["answers"].items() if isinstance(value, str)}
-            for criterion, value in answers.items():
+            for criterion, value in _preferred(row).items():
                 strength = float(row["strength"] or 1) if criterion == "overall" else 1.0
                 label = first_preferred(row, value)
-                yield Preference(prompt, first, second, label, strength, criterion, row["rater"], origin)
+                yield Preference(first.prompt, first, second, label, strength, criterion, row["rater"], origin)
 
-    def _sample(self, number: int) -> Sample:
+    def _finals(self, sample: Callable[[int], Sample]) -> Iterator[Preference]:
+        pairs: dict[int, list[RowMapping]] = defaultdict(list)
+        for row in self.rows:
+            pairs[row["pair_id"]].append(row)
+        for rows in pairs.values():
+            first, second = (sample(rows[0][name]) for name in ("first_id", "second_id"))
+            for criterion in dict.fromkeys(name for row in rows for name in _preferred(row)):
+                said = [row for row in rows if criterion in _preferred(row)]
+                used = [row for row in said if row["adjudication"]] or said
+                labels = [first_preferred(row, _preferred(row)[criterion]) for row in used]
+                strengths = [float(row["strength"] or 1) if criterion == "overall" else 1.0 for row in used]
+                origin = self._origin(rows[0]) | {
+                    "votes": len([row for row in said if not row["adjudication"]]),
+                    "adjudicated": used[0]["adjudication"],
+                }
+                label, strength = fmean(labels), fmean(strengths)
+                yield Preference(first.prompt, first, second, label, strength, criterion, "", origin)
+
+    def sample(self, number: int) -> Sample:
+        """A sample with its content."""
         row = self._samples[number]
         item = self._items[row.item_id]
         prompt = Prompt(item.text, item.prompt_id, item.attributes, item.negative)
@@ -107,22 +138,29 @@ class Export:
         image.load()
         return Sample(prompt, image=image, seed=int(row.seed))
 
-    def _provenance(self, row: RowMapping) -> dict[str, object]:
+    def about(self, row: Mapping[Any, Any], side: str) -> dict[str, object]:
+        """What stood on that side: its prompt, hash, arm and seed."""
+        sample = self._samples[row[f"{_sides(row)[side]}_id"]]
+        item = self._items[row["item_id"]]
+        known = {"prompt": item.text, "prompt_id": item.prompt_id, "sample": sample.sha256, "arm": sample.arm}
+        return {**known, "seed": int(sample.seed)}
+
+    def _origin(self, row: RowMapping) -> dict[str, object]:
         first, second = self._samples[row["first_id"]], self._samples[row["second_id"]]
-        names = ("first", "second") if row["first_is_left"] else ("second", "first")
-        sides = dict(zip(("left", "right"), names, strict=True))
+        return {"study": self._uid, "pair": row["pair_id"], "first": _facts(first), "second": _facts(second)}
+
+    def _provenance(self, row: RowMapping) -> dict[str, object]:
+        sides = _sides(row)
         scores = {
             criterion: {sides[side]: score for side, score in value.items()}
             for criterion, value in row["answers"].items()
             if isinstance(value, dict)
         }
         known: dict[str, object] = {
-            "study": self._uid,
-            "pair": row["pair_id"],
+            **self._origin(row),
             "vote": row["id"],
-            "first": _facts(first),
-            "second": _facts(second),
             "left": sides["left"],
+            "chosen": row["chosen"],
             "choice": row["choice"],
             "scores": scores,
             "points": [{**point, "side": sides[point["side"]]} for point in row["points"]],
@@ -132,6 +170,64 @@ class Export:
             "protocol_sha256": row["protocol_sha256"],
         }
         return {name: value for name, value in known.items() if value not in (None, "", [], {})}
+
+
+def _preferred(row: RowMapping) -> dict[str, str]:
+    """What was answered by a side or a tie, overall and per criterion."""
+    return {"overall": row["choice"]} | {
+        name: value for name, value in row["answers"].items() if isinstance(value, str)
+    }
+
+
+def _adds(row: RowMapping, verdict: RowMapping) -> bool:
+    """Whether a vote answers what the verdict on its pair leaves open."""
+    return verdict["choice"] != "cannot_judge" and not _preferred(row).keys() <= _preferred(verdict).keys()
+
+
+def _sides(row: Mapping[Any, Any]) -> dict[str, str]:
+    """Which sample stood where: first or second."""
+    names = ("first", "second") if row["first_is_left"] else ("second", "first")
+    return dict(zip(("left", "right"), names, strict=True))
+
+
+def scores(study: Study) -> Iterator[dict[str, object]]:
+    """One row per vote, sample and criterion of the kind ``scale``, of the votes that an export keeps.
+
+    ``score`` is from 1, the lowest anchor, to ``points``, the highest; ``sample`` is the SHA-256 of the content.
+    """
+    export = Export(study)
+    anchors = _anchors(study)
+    for row in export.rows:
+        for criterion, value in row["answers"].items():
+            if not isinstance(value, dict):
+                continue
+            points = anchors[row["protocol_sha256"]][criterion]
+            for side, score in value.items():
+                about = {"criterion": criterion, "score": score, "points": points}
+                yield export.about(row, side) | about | _by(row)
+
+
+def points(study: Study) -> Iterator[dict[str, object]]:
+    """One row per place that was marked in an image, of the votes that an export keeps.
+
+    ``x`` and ``y`` are from 0, left and top, to 1.
+    """
+    export = Export(study)
+    for row in export.rows:
+        for point in row["points"]:
+            place = {name: point[name] for name in ("x", "y", "label")}
+            yield export.about(row, point["side"]) | place | _by(row)
+
+
+def _by(row: Mapping[Any, Any]) -> dict[str, object]:
+    return {"rater": row["rater"], "pair": row["pair_id"], "vote": row["id"]}
+
+
+def _anchors(study: Study) -> dict[str, dict[str, int]]:
+    """Of every version of the protocol: how many points each scale has."""
+    with database.reading(study.engine) as connection:
+        versions = [Protocol.parse(text) for text in connection.scalars(select(ProtocolRow.text))]
+    return {one.sha256: {c.name: len(c.anchors) for c in one.rules.criteria} for one in versions}
 
 
 def _facts(sample: Row[Any]) -> dict[str, object]:

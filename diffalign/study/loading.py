@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import random
 from collections.abc import Iterable, Mapping
@@ -9,13 +10,13 @@ from dataclasses import dataclass, field
 from math import ceil
 from typing import Literal
 
-from sqlalchemy import Connection, insert
+from sqlalchemy import Connection, insert, select
 
 from diffalign.errors import InputError
 from diffalign.seeds import derive
 from diffalign.study.content import Files, content_of
 from diffalign.study.protocol import Rules
-from diffalign.study.schema import Base, ItemRow, PairRow, SampleRow
+from diffalign.study.schema import Base, ContestRow, ItemRow, PairRow, SampleRow
 from diffalign.types import Prompt, Sample
 
 
@@ -38,7 +39,8 @@ class StudyPair:
 def load(connection: Connection, files: Files, pairs: Iterable[StudyPair], rules: Rules, seed: int) -> None:
     """Writes pairs and their files; makes A/A pairs where the protocol wants them.
 
-    Raises InputError for what cannot be compared, and where the protocol wants gold pairs and there are none.
+    ``gold_share`` is of the gold pairs that there are: without any, none is asked, which ``stats`` and ``inspect`` say.
+    Raises InputError for what cannot be compared.
     """
     loader = _Loader(connection, files)
     for number, pair in enumerate(pairs):
@@ -50,16 +52,33 @@ def load(connection: Connection, files: Files, pairs: Iterable[StudyPair], rules
     ordinary = [row for row in rows if row["kind"] == "ordinary"]
     if not ordinary:
         raise InputError("a study needs a pair whose answer is not known")
-    if rules.gold_share and len(ordinary) == len(rows):
-        raise InputError("gold_share is set, but no pair has an expected answer")
     chance = random.Random(derive(seed, "order"))
     if rules.aa_share:
         for row in chance.sample(ordinary, ceil(rules.aa_share * len(ordinary))):
             one = chance.choice((row["first_id"], row["second_id"]))
-            rows.append({**row, "first_id": one, "second_id": one, "kind": "aa"})
+            rows.append({**row, "first_id": one, "second_id": one, "kind": "aa", "contest_id": None})
     for place, row in enumerate(chance.sample(rows, len(rows))):
         row["place"] = place
     connection.execute(insert(PairRow), rows)
+
+
+def material(connection: Connection) -> str:
+    """SHA-256 of all that the study is about: which samples each pair has, what made them, what is known of them."""
+    rows = [
+        [
+            list(row)
+            for row in connection.execute(select(*(table.__table__.c[name] for name in names)).order_by(table.id))
+        ]
+        for table, names in _MATERIAL.items()
+    ]
+    return hashlib.sha256(json.dumps(rows, sort_keys=True, separators=(",", ":")).encode("ascii")).hexdigest()
+
+
+_MATERIAL: dict[type[ItemRow | SampleRow | PairRow], tuple[str, ...]] = {
+    ItemRow: ("id", "kind", "text", "prompt_id", "negative", "attributes"),
+    SampleRow: ("id", "item_id", "sha256", "arm", "seed", "provenance"),
+    PairRow: ("id", "item_id", "first_id", "second_id", "kind", "expected", "place"),
+}
 
 
 class _Loader:
@@ -68,6 +87,7 @@ class _Loader:
         self.pairs: list[dict[str, object]] = []
         self._items: dict[tuple[str, ...], int] = {}
         self._samples: dict[tuple[object, ...], int] = {}
+        self._contests: dict[tuple[str, str], int] = {}
 
     def add(self, pair: StudyPair) -> None:
         kinds, hashes = [], []
@@ -79,18 +99,18 @@ class _Loader:
             raise InputError("an image is not compared with a text")
         if not (pair.first_arm and pair.second_arm):
             raise InputError("a sample lacks its arm: say what made it")
-        item = self._item(pair.prompt, kinds[0])
-        sides = (("first", pair.first, pair.first_arm), ("second", pair.second, pair.second_arm))
-        ids = [
-            self._sample(item, sha256, arm, sample.seed, _mapping(pair.provenance.get(name, {})))
-            for sha256, (name, sample, arm) in zip(hashes, sides, strict=True)
-        ]
         if hashes[0] == hashes[1] and pair.expected != "tie":
             raise InputError("the two samples are the same; A/A pairs are made by aa_share")
         if pair.expected not in ("first", "second", "tie", None):
             raise InputError(
                 f"expected is {pair.expected!r}; it is first, second or tie, or None where it is not known"
             )
+        item = self._item(pair.prompt, kinds[0])
+        sides = (("first", pair.first, pair.first_arm), ("second", pair.second, pair.second_arm))
+        ids = [
+            self._sample(item, sha256, arm, sample.seed, _mapping(pair.provenance.get(name, {})))
+            for sha256, (name, sample, arm) in zip(hashes, sides, strict=True)
+        ]
         self.pairs.append(
             {
                 "item_id": item,
@@ -101,6 +121,7 @@ class _Loader:
                 "place": 0,
                 "taken": 0,
                 "flagged": False,
+                "contest_id": None if pair.expected else self._contest(pair.first_arm, pair.second_arm),
             }
         )
 
@@ -125,6 +146,11 @@ class _Loader:
                 SampleRow, item_id=item, sha256=sha256, arm=arm, seed=str(seed), provenance=provenance
             )
         return self._samples[key]
+
+    def _contest(self, first: str, second: str) -> int:
+        if (first, second) not in self._contests:
+            self._contests[first, second] = self._insert(ContestRow, first_arm=first, second_arm=second)
+        return self._contests[first, second]
 
     def _insert(self, row: type[Base], **values: object) -> int:
         added = self.connection.execute(insert(row).values(**values)).inserted_primary_key

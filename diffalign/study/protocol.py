@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from diffalign.errors import ConfigError
+from diffalign.errors import ConfigError, NotFoundError
+
+SHIPPED = Path(__file__).with_name("protocols")
+LONGEST = 1_000_000
+"""Bytes of a protocol file; a larger one is no protocol."""
 
 
 class Criterion(BaseModel):
@@ -42,6 +47,14 @@ class Rules(BaseModel):
     guideline: str = ""
     """What raters read before they start: what a tie is, what matters most."""
     criteria: tuple[Criterion, ...] = ()
+    criteria_required: bool = False
+    """Whether every criterion is answered, unless the pair cannot be judged."""
+    strength: bool = True
+    """Whether raters may say how much better one is."""
+    points: tuple[str, ...] = ()
+    """What may be marked at a place in an image, such as an artefact; with none, nothing can be marked."""
+    min_view_seconds: float = Field(default=1.0, ge=0, le=60)
+    """How long a pair is on the screen before it can be answered, where the screen says."""
     overlap: int = Field(default=1, ge=1)
     """How many raters judge each pair."""
     lease_minutes: float = Field(default=15, gt=0)
@@ -54,6 +67,12 @@ class Rules(BaseModel):
     """Chance of a pair of one sample with itself."""
     repeat_after: int = Field(default=10, ge=1)
     """How many other assignments lie between an answer and its repeat, at least."""
+    random_share: float = Field(default=1.0, ge=0.3, le=1)
+    """Share of pairs that are begun in random order; the others are chosen for what they would tell of the arms."""
+    budget: int | None = Field(default=None, ge=1)
+    """How many votes on ordinary pairs are wanted in all; then the study is over."""
+    precision: float | None = Field(default=None, gt=0)
+    """The study is over when every arm's strength is known to this 95 % half width, in log-odds against their mean."""
 
     @model_validator(mode="after")
     def _consistent(self) -> Rules:
@@ -62,6 +81,10 @@ class Rules(BaseModel):
         names = [criterion.name for criterion in self.criteria]
         if len(set(names)) < len(names) or "overall" in names:
             raise ValueError("criteria have different names, and none is called overall")
+        if len(set(self.points)) < len(self.points) or not all(self.points):
+            raise ValueError("points have different labels, and none is empty")
+        if self.criteria_required and not self.criteria:
+            raise ValueError("criteria_required is set, but there are no criteria")
         return self
 
 
@@ -76,6 +99,32 @@ class Protocol:
     def sha256(self) -> str:
         """Of the text, in UTF-8."""
         return hashlib.sha256(self.text.encode()).hexdigest()
+
+    @staticmethod
+    def shipped() -> dict[str, Path]:
+        """The protocols that come with the package, by name."""
+        return {path.stem: path for path in sorted(SHIPPED.glob("*.yaml"))}
+
+    @classmethod
+    def load(cls, name_or_path: str | Path) -> Protocol:
+        """A shipped protocol by its name, or one from a file.
+
+        Raises NotFoundError where there is neither, ConfigError for a file that holds no protocol.
+        """
+        known = cls.shipped()
+        path = known.get(str(name_or_path), Path(name_or_path))
+        if not path.is_file():
+            raise NotFoundError(f"there is no protocol {name_or_path}; give a file, or one of {', '.join(known)}")
+        try:
+            with path.open("rb") as file:
+                data = file.read(LONGEST + 1)
+            if len(data) > LONGEST:
+                raise ConfigError(f"{path} is longer than {LONGEST} bytes: no protocol")
+            return cls.parse(data.decode("utf-8"))
+        except UnicodeDecodeError as error:
+            raise ConfigError(f"{path} is no text in UTF-8: {error}") from None
+        except OSError as error:
+            raise NotFoundError(f"{path} cannot be read: {error.strerror}") from None
 
     @classmethod
     def parse(cls, text: str) -> Protocol:

@@ -2,20 +2,39 @@
 
 A claim sees every other claim: SQLite admits one writer at a time, and elsewhere the row of the study is locked. So no
 pair is given to more raters than the protocol wants, whoever else is asking.
+
+The statements are made once: to build one again for each claim would take longer than to run it.
 """
 
 from __future__ import annotations
 
 import random
 import secrets
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, RowMapping, exists, func, insert, select, update
+from sqlalchemy import (
+    BindParameter,
+    Connection,
+    Integer,
+    Select,
+    bindparam,
+    cast,
+    exists,
+    func,
+    insert,
+    select,
+    text,
+    update,
+)
 from sqlalchemy.orm import aliased
 
 from diffalign.seeds import derive
+from diffalign.study import active
+from diffalign.study.chain import note
 from diffalign.study.protocol import Rules
-from diffalign.study.schema import AssignmentRow, EventRow, PairRow, StudyRow, VoteRow
+from diffalign.study.schema import ACTIVE, ADJUDICATED, DISPUTED, AssignmentRow, ContestRow, PairRow, StudyRow
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,55 +42,188 @@ class Next:
     """What will be given out."""
 
     pair_id: int
-    repeat: bool
-    ordinary: bool
+    chosen: str
+    repeat: bool = False
+    adjudication: bool = False
+
+    @property
+    def takes_place(self) -> bool:
+        """Whether it is one of the judgements that the pair is to have."""
+        return not (self.repeat or self.adjudication)
 
 
-def lock(connection: Connection) -> RowMapping:
-    """The row of the study, held until the transaction ends."""
-    return connection.execute(select(StudyRow.uid, StudyRow.seed).with_for_update()).mappings().one()
+_PAIR: BindParameter[int] = bindparam("pair")
+_RATER: BindParameter[int] = bindparam("rater")
+_ACTIVE = text(ACTIVE)  # as the partial index has it: a database does not see that parameters say the same
+_LOCK = select(StudyRow.seed).with_for_update()
 
 
-def note(
-    connection: Connection, at: float, kind: str, rater: int | None, assignment: int | None, **data: object
-) -> None:
-    """Adds to the event log."""
-    connection.execute(insert(EventRow).values(at=at, kind=kind, rater_id=rater, assignment_id=assignment, data=data))
+def lock(connection: Connection) -> str:
+    """Holds the row of the study until the transaction ends; returns the seed."""
+    return str(connection.execute(_LOCK).scalar_one())
+
+
+# --- counts ---
+
+_COUNTED = ("taken", "for_first", "for_second", "ties")
+_COUNT_PAIR = (
+    update(PairRow)
+    .where(PairRow.__table__.c.id == bindparam("about"))
+    .values({name: getattr(PairRow, name) + bindparam(f"more_{name}") for name in _COUNTED})
+)
+_COUNT_CONTEST = (
+    update(ContestRow)
+    .where(
+        ContestRow.id
+        == select(PairRow.contest_id)
+        .where(PairRow.id == bindparam("about"), PairRow.flagged.is_(False))
+        .scalar_subquery()
+    )
+    .values(
+        {
+            "given" if name == "taken" else name: getattr(ContestRow, "given" if name == "taken" else name)
+            + bindparam(f"more_{name}")
+            for name in _COUNTED
+        }
+    )
+)
+
+
+def count(connection: Connection, pair: int, **more: int) -> None:
+    """Adds to ``taken``, ``for_first``, ``for_second`` or ``ties`` of a pair and its contest."""
+    values = {"about": pair, **{f"more_{name}": more.get(name, 0) for name in _COUNTED}}
+    connection.execute(_COUNT_CONTEST, values)
+    connection.execute(_COUNT_PAIR, values)
+
+
+_OF_PAIR = select(PairRow.taken, PairRow.for_first, PairRow.for_second, PairRow.ties, PairRow.flagged).where(
+    PairRow.id == _PAIR
+)
+
+
+def flag(connection: Connection, pair: int) -> None:
+    """Takes the pair out: what was counted of it counts no more."""
+    row = connection.execute(_OF_PAIR, {"pair": pair}).one()
+    if not row.flagged:
+        minus = {f"more_{name}": -getattr(row, name) for name in _COUNTED}
+        connection.execute(_COUNT_CONTEST, {"about": pair, **minus})
+        connection.execute(update(PairRow).where(PairRow.id == pair).values(flagged=True))
+
+
+# --- ends without a vote ---
+
+_LATE = (
+    select(
+        AssignmentRow.id, AssignmentRow.pair_id, AssignmentRow.rater_id, AssignmentRow.repeat,
+        AssignmentRow.adjudication,
+    )
+    .where(AssignmentRow.state == "open", AssignmentRow.lease_until < bindparam("now"))
+    .order_by(AssignmentRow.id)
+)  # fmt: skip
+_STATE = update(AssignmentRow).where(AssignmentRow.__table__.c.id == bindparam("number")).values(state=bindparam("to"))
 
 
 def release(connection: Connection, now: float) -> int:
     """Takes back what was given out and not answered in time; returns how many assignments that were."""
-    late = (
-        connection.execute(
-            select(AssignmentRow.id, AssignmentRow.pair_id, AssignmentRow.rater_id, AssignmentRow.repeat)
-            .where(AssignmentRow.state == "open", AssignmentRow.lease_until < now)
-            .order_by(AssignmentRow.id)
-        )
-        .mappings()
-        .all()
-    )
+    late = connection.execute(_LATE, {"now": now}).mappings().all()
     for row in late:
-        close(connection, row["id"], row["pair_id"], row["repeat"], "expired")
+        close(connection, row, "expired")
         note(connection, now, "expired", row["rater_id"], row["id"])
     return len(late)
 
 
-def close(connection: Connection, assignment: int, pair: int, repeat: bool, state: str) -> None:
+def close(connection: Connection, row: Mapping[Any, Any], state: str) -> None:
     """Ends an assignment without a vote, and gives its place back."""
-    connection.execute(update(AssignmentRow).where(AssignmentRow.id == assignment).values(state=state))
-    if not repeat:
-        connection.execute(update(PairRow).where(PairRow.id == pair).values(taken=PairRow.taken - 1))
+    connection.execute(_STATE, {"number": row["id"], "to": state})
+    if not (row["repeat"] or row["adjudication"]):
+        count(connection, row["pair_id"], taken=-1)
 
 
-def choose(connection: Connection, rater: int, rules: Rules, seed: str) -> tuple[Next | None, random.Random]:
+# --- the next one ---
+
+_HELD = (
+    select(AssignmentRow.id)
+    .where(AssignmentRow.pair_id == PairRow.id, AssignmentRow.rater_id == _RATER, _ACTIVE)
+    .correlate(PairRow)
+    .exists()
+)
+# Lists that are made once. Asked for each pair, SQLite would go through all of them each time.
+_DROPPED = PairRow.id.in_(
+    select(AssignmentRow.pair_id).where(AssignmentRow.rater_id == _RATER, AssignmentRow.state == "skipped")
+)
+_OPEN = PairRow.id.in_(select(AssignmentRow.pair_id).where(AssignmentRow.state == "open"))
+_VERDICT = (
+    select(AssignmentRow.id)
+    .where(AssignmentRow.pair_id == PairRow.id, text(ADJUDICATED), AssignmentRow.state != "open")
+    .correlate(PairRow)
+    .exists()
+)
+_FREE = (PairRow.flagged.is_(False), ~_HELD)
+_BEGUN = select(PairRow.id).where(PairRow.kind == "ordinary", PairRow.taken == bindparam("taken"), *_FREE)
+_BEGUN = _BEGUN.order_by(PairRow.place).limit(1)
+_BEGUN_NEW = _BEGUN.where(~_DROPPED)
+_ANYBODYS = select(PairRow.id).where(PairRow.kind == bindparam("kind"), *_FREE)
+_ANYBODYS = _ANYBODYS.order_by(PairRow.taken, PairRow.place).limit(1)
+_ANYBODYS_NEW = _ANYBODYS.where(~_DROPPED)
+IN_DISPUTE = (
+    PairRow.flagged.is_(False),
+    PairRow.taken >= bindparam("overlap"),
+    text(DISPUTED),
+    ~_VERDICT,
+)
+"""Complete pairs on which raters disagree, without a verdict. Only of ordinary pairs votes are counted."""
+_DISPUTED = select(PairRow.id).where(*IN_DISPUTE, ~_HELD)
+_DISPUTED = _DISPUTED.where(~_OPEN).order_by(PairRow.place).limit(1)
+_DISPUTED_NEW = _DISPUTED.where(~_DROPPED)
+_CHOSEN = (
+    select(AssignmentRow.chosen)
+    .where(AssignmentRow.pair_id == _PAIR, _ACTIVE, AssignmentRow.adjudication.is_(False))
+    .order_by(AssignmentRow.id)
+    .limit(1)
+)
+_GIVEN_TO = select(func.count()).select_from(AssignmentRow).where(AssignmentRow.rater_id == _RATER)
+_GIVEN = select(func.coalesce(func.sum(ContestRow.given), 0))
+_RECENT = aliased(AssignmentRow)
+_AGAIN = aliased(AssignmentRow)
+_REPEATS = (
+    select(AssignmentRow.pair_id)
+    .join(PairRow, PairRow.id == AssignmentRow.pair_id)
+    .where(
+        AssignmentRow.rater_id == _RATER,
+        AssignmentRow.state == "done",
+        AssignmentRow.repeat.is_(False),
+        AssignmentRow.adjudication.is_(False),
+        AssignmentRow.id
+        < select(_RECENT.id)
+        .where(_RECENT.rater_id == _RATER)
+        .order_by(_RECENT.id.desc())
+        .offset(bindparam("after"))
+        .limit(1)
+        .scalar_subquery(),
+        PairRow.kind == "ordinary",
+        PairRow.flagged.is_(False),
+        ~exists().where(_AGAIN.pair_id == AssignmentRow.pair_id, _AGAIN.rater_id == _RATER, _AGAIN.repeat),
+    )
+    .order_by(AssignmentRow.id)
+    .limit(50)
+)
+
+
+def choose(
+    connection: Connection, rater: int, rules: Rules, seed: str, which: str = "pairs"
+) -> tuple[Next | None, random.Random]:
     """The next pair for a rater, None where nothing is left, and the random numbers of this claim.
 
     A pair that others have begun goes first, so that pairs reach their overlap even if the study stops early. What the
     rater has skipped comes last.
     """
-    given = connection.scalar(select(func.count()).where(AssignmentRow.rater_id == rater)) or 0
-    chance = random.Random(derive(int(seed), "claim", rater, given))
-    ordinary = _unseen(connection, rater, "ordinary", rules.overlap)
+    before = connection.scalar(_GIVEN_TO, {"rater": rater}) or 0
+    chance = random.Random(derive(int(seed), "claim", rater, before))
+    if which == "disputed":
+        return _disputed(connection, rater, rules), chance
+    if enough(connection, rules):
+        return None, chance
+    ordinary = _ordinary(connection, rater, rules, chance)
     if ordinary is None:
         return None, chance
     draw = chance.random()
@@ -80,57 +232,82 @@ def choose(connection: Connection, rater: int, rules: Rules, seed: str) -> tuple
             other = (
                 _repeat(connection, rater, rules.repeat_after, chance)
                 if kind == "repeat"
-                else _unseen(connection, rater, kind, None)
+                else _first(connection, (_ANYBODYS_NEW, _ANYBODYS), rater=rater, kind=kind)
             )
             if other is not None:
-                return Next(other, kind == "repeat", False), chance
+                return Next(other, "planned", repeat=kind == "repeat"), chance
             break
         draw -= share
-    return Next(ordinary, False, True), chance
+    return ordinary, chance
 
 
-def _unseen(connection: Connection, rater: int, kind: str, overlap: int | None) -> int | None:
-    """A pair of that kind with a free place, that this rater does not have or has not answered."""
-    mine = aliased(AssignmentRow)
-    held = exists().where(mine.pair_id == PairRow.id, mine.rater_id == rater, mine.state.in_(("open", "done")))
-    dropped = exists().where(mine.pair_id == PairRow.id, mine.rater_id == rater, mine.state == "skipped")
-    query = select(PairRow.id).where(PairRow.kind == kind, PairRow.flagged.is_(False), ~held)
-    if overlap is None:  # gold and A/A pairs are for everybody: the least used first
-        query = query.order_by(PairRow.taken, PairRow.place)
-    else:
-        query = query.where(PairRow.taken < overlap).order_by(PairRow.taken.desc(), PairRow.place)
-    found = connection.scalar(query.where(~dropped).limit(1))
-    return connection.scalar(query.limit(1)) if found is None else found
+def given(connection: Connection) -> int:
+    """Assignments of ordinary pairs that are open or done, without repeats, adjudications and flagged pairs."""
+    return connection.scalar(_GIVEN) or 0
+
+
+def enough(connection: Connection, rules: Rules) -> str:
+    """Why no further pair is given out, as a sentence: the budget is spent, or the ranking is precise. Empty if not."""
+    if rules.budget is not None and given(connection) >= rules.budget:
+        return f"The study has the {rules.budget} votes that it asked for."
+    if rules.precision is not None and active.precise(connection, rules.precision):
+        return f"The ranking is as precise as was asked for: every strength to {rules.precision:g} or better."
+    return ""
+
+
+def _ordinary(connection: Connection, rater: int, rules: Rules, chance: random.Random) -> Next | None:
+    """A pair with a free place, that this rater does not have, has not answered and, if possible, did not skip."""
+    for taken in range(rules.overlap - 1, 0, -1):
+        found = connection.scalar(_BEGUN_NEW, {"rater": rater, "taken": taken})
+        if found is not None:
+            return Next(found, str(connection.scalar(_CHOSEN, {"pair": found})))
+    if rules.random_share < 1 and chance.random() >= rules.random_share:
+        telling = active.most_telling(connection, rater)
+        if telling is not None:
+            return Next(telling, "active")
+    found = connection.scalar(_BEGUN_NEW, {"rater": rater, "taken": 0})
+    if found is not None:
+        return Next(found, "random")
+    for taken in range(rules.overlap - 1, -1, -1):
+        found = connection.scalar(_BEGUN, {"rater": rater, "taken": taken})
+        if found is not None:
+            return Next(found, str(connection.scalar(_CHOSEN, {"pair": found}) or "random"))
+    return None
+
+
+def _first(connection: Connection, queries: Sequence[Select[int]], **values: object) -> int | None:
+    """What the first query finds, else the second."""
+    for query in queries:
+        found = connection.scalar(query, values)
+        if found is not None:
+            return found
+    return None
+
+
+def _disputed(connection: Connection, rater: int, rules: Rules) -> Next | None:
+    """A complete pair on which raters disagree, that nobody adjudicates, and that this one did not judge before."""
+    judged = complete_at(connection, rules)
+    found = _first(connection, (_DISPUTED_NEW, _DISPUTED), rater=rater, overlap=judged)
+    return None if found is None else Next(found, "planned", adjudication=True)
+
+
+def complete_at(connection: Connection, rules: Rules) -> int:
+    """How many judgements a pair has that gets no more: two disagree, where the study is over before the overlap."""
+    return min(2, rules.overlap) if enough(connection, rules) else rules.overlap
 
 
 def _repeat(connection: Connection, rater: int, after: int, chance: random.Random) -> int | None:
     """An ordinary pair that this rater answered long enough ago, and was not asked again."""
-    recent = (
-        select(AssignmentRow.id)
-        .where(AssignmentRow.rater_id == rater)
-        .order_by(AssignmentRow.id.desc())
-        .offset(after - 1)
-        .limit(1)
-        .scalar_subquery()
-    )
-    again = aliased(AssignmentRow)
-    asked_again = exists().where(again.pair_id == AssignmentRow.pair_id, again.rater_id == rater, again.repeat)
-    found = connection.scalars(
-        select(AssignmentRow.pair_id)
-        .join(PairRow, PairRow.id == AssignmentRow.pair_id)
-        .where(
-            AssignmentRow.rater_id == rater,
-            AssignmentRow.state == "done",
-            AssignmentRow.repeat.is_(False),
-            AssignmentRow.id < recent,
-            PairRow.kind == "ordinary",
-            PairRow.flagged.is_(False),
-            ~asked_again,
-        )
-        .order_by(AssignmentRow.id)
-        .limit(50)
-    ).all()
+    found = connection.scalars(_REPEATS, {"rater": rater, "after": after - 1}).all()
     return chance.choice(found) if found else None
+
+
+# --- sides ---
+
+_SHOWN = select(func.count(), func.sum(cast(AssignmentRow.first_is_left, Integer))).where(_ACTIVE)
+_OF_PAIR_SHOWN = _SHOWN.where(AssignmentRow.pair_id == _PAIR)
+_OF_RATER_SHOWN = _SHOWN.where(AssignmentRow.rater_id == _RATER)
+_OF_BOTH_SHOWN = _OF_PAIR_SHOWN.where(AssignmentRow.rater_id == _RATER)
 
 
 def side(connection: Connection, chosen: Next, rater: int, chance: random.Random) -> bool:
@@ -140,49 +317,42 @@ def side(connection: Connection, chosen: Next, rater: int, chance: random.Random
     repeat is shown the other way round, so that who looks at the side alone contradicts himself.
     """
 
-    def surplus(*where: ColumnElement[bool]) -> int:
+    def surplus(query: Select[int, int]) -> int:
         """How many more of these assignments have the first sample left than right."""
-        query = select(AssignmentRow.first_is_left).where(*where, AssignmentRow.state.in_(("open", "done")))
-        shown = connection.scalars(query).all()
-        return 2 * sum(shown) - len(shown)
+        shown, left = connection.execute(query, {"pair": chosen.pair_id, "rater": rater}).one()
+        return 2 * (left or 0) - shown
 
-    this_pair, this_rater = AssignmentRow.pair_id == chosen.pair_id, AssignmentRow.rater_id == rater
-    of_pair = surplus(this_pair, this_rater) if chosen.repeat else surplus(this_pair)
+    of_pair = surplus(_OF_BOTH_SHOWN if chosen.repeat else _OF_PAIR_SHOWN)
     if of_pair:
         return of_pair < 0
-    of_rater = surplus(this_rater)
+    of_rater = surplus(_OF_RATER_SHOWN)
     share = 1 / 2 if of_rater == 0 else 1 / 3 if of_rater > 0 else 2 / 3
     return chance.random() < share
+
+
+_GIVE = insert(AssignmentRow)
 
 
 def give(
     connection: Connection, chosen: Next, rater: int, protocol: int, now: float, until: float, chance: random.Random
 ) -> int:
     """Writes the assignment down; returns its id."""
-    added = connection.execute(
-        insert(AssignmentRow).values(
-            token=secrets.token_hex(16),
-            pair_id=chosen.pair_id,
-            rater_id=rater,
-            protocol_id=protocol,
-            repeat=chosen.repeat,
-            first_is_left=side(connection, chosen, rater, chance),
-            state="open",
-            claimed_at=now,
-            lease_until=until,
-        )
-    ).inserted_primary_key
+    row: dict[str, Any] = {
+        "token": secrets.token_hex(16),
+        "pair_id": chosen.pair_id,
+        "rater_id": rater,
+        "protocol_id": protocol,
+        "repeat": chosen.repeat,
+        "adjudication": chosen.adjudication,
+        "chosen": chosen.chosen,
+        "first_is_left": side(connection, chosen, rater, chance),
+        "state": "open",
+        "claimed_at": now,
+        "lease_until": until,
+    }
+    added = connection.execute(_GIVE, row).inserted_primary_key
     assert added is not None
-    if not chosen.repeat:
-        connection.execute(update(PairRow).where(PairRow.id == chosen.pair_id).values(taken=PairRow.taken + 1))
-    note(connection, now, "claimed", rater, int(added[0]))
+    if chosen.takes_place:
+        count(connection, chosen.pair_id, taken=1)
+    note(connection, now, "claimed", rater, int(added[0]), given={"id": int(added[0]), **row})
     return int(added[0])
-
-
-def live_vote(connection: Connection, assignment: int) -> RowMapping | None:
-    """The vote of an assignment that was not undone."""
-    undo = aliased(VoteRow)
-    query = select(VoteRow.id, VoteRow.revision, VoteRow.protocol_sha256).where(
-        VoteRow.assignment_id == assignment, VoteRow.undoes.is_(None), ~exists().where(undo.undoes == VoteRow.id)
-    )
-    return connection.execute(query).mappings().one_or_none()

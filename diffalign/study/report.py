@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 from collections import Counter, defaultdict
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from sqlalchemy import RowMapping, func, select
@@ -27,7 +27,9 @@ from diffalign.preferences.agreement import (
 )
 from diffalign.preferences.ranking import Comparison, Ranking, rank
 from diffalign.study import database
+from diffalign.study.criteria import CriterionStats, criteria
 from diffalign.study.export import first_preferred, live_votes, seconds
+from diffalign.study.protocol import Rules
 from diffalign.study.schema import AssignmentRow, PairRow, RaterRow, SampleRow
 
 if TYPE_CHECKING:
@@ -51,6 +53,8 @@ class RaterStats:
     aa_ties: Estimate
     """Share of A/A pairs called a tie."""
     left: LeftBias
+    adjudications: int
+    """Verdicts on pairs on which others disagreed. Nothing else here counts them."""
     median_seconds: float
     """By the rater's own clock; NaN where it was not told."""
     too_fast: int
@@ -63,6 +67,9 @@ class RaterStats:
 class Stats:
     """A study in numbers."""
 
+    title: str
+    protocol: str
+    """Name and version of the newest one."""
     pairs: int
     """Ordinary ones that were not flagged."""
     complete: int
@@ -72,6 +79,10 @@ class Stats:
     """Live votes of every kind."""
     states: dict[str, int]
     """Assignments by state."""
+    chosen: dict[str, int]
+    """Live votes that count, by how their pair was chosen: ``random`` or ``active``."""
+    adjudicated: int
+    """Live verdicts."""
     left_out: dict[str, int]
     """Votes that an export leaves out, by reason."""
     alpha: Estimate
@@ -81,23 +92,43 @@ class Stats:
     agreement: Estimate
     """Share of equal answers."""
     kappas: tuple[PairAgreement, ...]
+    criteria: tuple[CriterionStats, ...]
+    """Overall first."""
     raters: tuple[RaterStats, ...]
     ranking: Ranking | None
     no_ranking: str
     """Why there is none."""
     disputed: tuple[int, ...]
-    """Pairs on which some raters chose the first and some the second: for adjudication."""
+    """Pairs on which some raters chose the first and some the second, adjudicated or not."""
+    notes: tuple[str, ...]
+    """What one should know before one believes the rest, in sentences."""
+
+    def as_dict(self) -> dict[str, Any]:
+        """As plain JSON types; a number that is not finite is None."""
+        made: dict[str, Any] = _plain(asdict(self))
+        return made
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(name): _plain(one) for name, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(one) for one in value]
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    return value
 
 
 def stats(study: Study) -> Stats:
     """Reads one state of the study and computes everything; takes seconds where there are many thousand votes."""
     with database.reading(study.engine) as connection:
         rows = live_votes(connection)
-        overlap = study.protocol().rules.overlap
         names = list(connection.scalars(select(RaterRow.pseudonym).order_by(RaterRow.id)))
         states = connection.execute(select(AssignmentRow.state, func.count()).group_by(AssignmentRow.state)).all()
         pairs = connection.execute(select(PairRow.id, PairRow.flagged).where(PairRow.kind == "ordinary")).all()
+        gold = connection.scalar(select(func.count()).where(PairRow.kind == "gold")) or 0
         arms = {row.id: row.arm for row in connection.execute(select(SampleRow.id, SampleRow.arm))}
+    rules = study.protocol().rules
     kept = [row for row in rows if _counts(row)]
     counted = Counter(row["pair_id"] for row in rows if _ordinary(row))
     data = reliability_data((row["rater"], str(row["pair_id"]), _answer(row)) for row in kept)
@@ -105,25 +136,31 @@ def stats(study: Study) -> Stats:
     ranking, why = _ranking(kept, arms)
     reliability = _reliability(rows)
     return Stats(
+        title=study.title,
+        protocol=f"{rules.name}, version {rules.version}",
         pairs=len(alive),
-        complete=sum(counted[pair] >= overlap for pair in alive),
+        complete=sum(counted[pair] >= rules.overlap for pair in alive),
         flagged=len(pairs) - len(alive),
         votes=len(rows),
         states={str(state): int(count) for state, count in states},
+        chosen=dict(Counter(row["chosen"] for row in kept)),
+        adjudicated=sum(row["adjudication"] for row in rows),
         left_out=dict(study.export().left_out),
         alpha=alpha_interval(data.values),
         alpha_ordinal=alpha_interval(data.values, "ordinal"),
         agreement=percent_agreement(data.values),
         kappas=tuple(pairwise_kappa(data)),
+        criteria=tuple(criteria(rules, kept, arms)),
         raters=tuple(_rater(name, [row for row in rows if row["rater"] == name], reliability) for name in names),
         ranking=ranking,
         no_ranking=why,
         disputed=_disputed(kept),
+        notes=tuple(_notes(rules, gold, kept)),
     )
 
 
 def _ordinary(row: RowMapping) -> bool:
-    return row["kind"] == "ordinary" and not row["repeat"] and not row["flagged"]
+    return row["kind"] == "ordinary" and not (row["repeat"] or row["adjudication"] or row["flagged"])
 
 
 def _counts(row: RowMapping) -> bool:
@@ -151,7 +188,9 @@ def _reliability(rows: Sequence[RowMapping]) -> dict[str, Estimate]:
     used = [
         row
         for row in rows
-        if row["kind"] != "aa" and not row["repeat"] and not row["flagged"] and row["choice"] != "cannot_judge"
+        if row["kind"] != "aa"
+        and not (row["repeat"] or row["adjudication"] or row["flagged"])
+        and row["choice"] != "cannot_judge"
     ]
     known = {str(row["pair_id"]): ANSWERS[row["expected"]] for row in used if row["expected"]}
     data = reliability_data((row["rater"], str(row["pair_id"]), _answer(row)) for row in used)
@@ -164,7 +203,8 @@ def _reliability(rows: Sequence[RowMapping]) -> dict[str, Estimate]:
 
 
 def _rater(name: str, rows: Sequence[RowMapping], reliability: dict[str, Estimate]) -> RaterStats:
-    rows = [row for row in rows if not row["flagged"]]
+    verdicts = sum(row["adjudication"] for row in rows)
+    rows = [row for row in rows if not (row["flagged"] or row["adjudication"])]
     judged = [row for row in rows if row["choice"] != "cannot_judge"]
     gold = [_answer(row) == ANSWERS[row["expected"]] for row in judged if row["kind"] == "gold"]
     once = {row["pair_id"]: _answer(row) for row in judged if _ordinary(row)}
@@ -180,10 +220,24 @@ def _rater(name: str, rows: Sequence[RowMapping], reliability: dict[str, Estimat
         repeats=share_of(sum(_answer(row) == once[row["pair_id"]] for row in again), len(again)),
         aa_ties=share_of(sum(ties), len(ties)),
         left=left_bias(sides["left"], sides["right"]),
+        adjudications=verdicts,
         median_seconds=float(np.median(times)) if times else math.nan,
         too_fast=int((time_scores(times) < TOO_FAST).sum()),
         reliability=reliability.get(name, Estimate(math.nan, math.nan, math.nan, 0)),
     )
+
+
+def _notes(rules: Rules, gold: int, kept: Sequence[RowMapping]) -> Iterator[str]:
+    if not gold:
+        yield "No gold pair was given, so no rater is tested by a known answer."
+    if rules.overlap == 1:
+        yield "Each pair is judged by one rater, so nothing is known of how far raters agree."
+    active = sum(row["chosen"] == "active" for row in kept)
+    if active:
+        yield (
+            f"{active} of {len(kept)} votes are on pairs that were chosen for what they would tell. The ranking may use"
+            " them all; shares and means per arm are of the pairs in random order alone."
+        )
 
 
 def _disputed(kept: Sequence[RowMapping]) -> tuple[int, ...]:

@@ -3,9 +3,10 @@
 ::
 
     study ── protocol (versions)          item (prompt) ── sample (content by SHA-256, arm)
-                                            └── pair (two samples)
+                                            └── pair (two samples) ── contest (two arms, counted)
     rater ── assignment (pair, side, lease, state) ── vote (a vote, or the undoing of one)
-    event (who did what, when)
+    event (who did what, when; a hash chain)
+    session (who is logged in)
 
 Times are seconds since 1970 (UTC). Texts that come from people are kept as JSON strings, so that any text, with zero
 bytes and broken Unicode too, comes back as it was from every database.
@@ -34,6 +35,8 @@ from sqlalchemy.types import TypeDecorator
 
 CHOICES = ("left", "right", "tie_good", "tie_bad", "cannot_judge")
 ACTIVE = "state IN ('open', 'done')"
+ADJUDICATED = f"adjudication AND {ACTIVE}"
+DISPUTED = "for_first > 0 AND for_second > 0"
 
 
 class AnyText(TypeDecorator[str]):
@@ -107,6 +110,25 @@ class SampleRow(Base):
     provenance: Mapped[dict[str, Any]] = mapped_column(JSON)
 
 
+class ContestRow(Base):
+    """Two arms that meet in ordinary pairs that are not flagged, and how it went: counted as it happens.
+
+    What is chosen next, and when there is enough, depends on these few rows and not on all votes.
+    """
+
+    __tablename__ = "contest"
+
+    id: Mapped[int] = mapped_column(Integer, primary_key=True)
+    first_arm: Mapped[str] = mapped_column(AnyText)
+    second_arm: Mapped[str] = mapped_column(AnyText)
+    given: Mapped[int] = mapped_column(Integer, default=0)
+    """The sum of ``taken`` of its pairs."""
+    for_first: Mapped[int] = mapped_column(Integer, default=0)
+    """Live votes, as in its pairs."""
+    for_second: Mapped[int] = mapped_column(Integer, default=0)
+    ties: Mapped[int] = mapped_column(Integer, default=0)
+
+
 class PairRow(Base):
     """Two samples of one prompt."""
 
@@ -122,14 +144,22 @@ class PairRow(Base):
     place: Mapped[int] = mapped_column(Integer)
     """Its place in the random order in which pairs are given out."""
     taken: Mapped[int] = mapped_column(Integer, default=0)
-    """Assignments that are open or done, repeats left out: kept here so that a claim need not count them."""
+    """Assignments that are open or done, without repeats and adjudications: kept so that a claim need not count."""
     flagged: Mapped[bool] = mapped_column(Boolean, default=False)
+    contest_id: Mapped[int | None] = mapped_column(ForeignKey("contest.id"))
+    """Of an ordinary pair."""
+    for_first: Mapped[int] = mapped_column(Integer, default=0)
+    """Live votes for the first sample, without repeats and adjudications."""
+    for_second: Mapped[int] = mapped_column(Integer, default=0)
+    ties: Mapped[int] = mapped_column(Integer, default=0)
 
     __table_args__ = (
         CheckConstraint("kind IN ('ordinary', 'gold', 'aa')", name="pair_kind"),
         CheckConstraint("(kind = 'gold') = (expected IS NOT NULL)", name="pair_expected"),
         CheckConstraint("taken >= 0", name="pair_taken"),
         Index("pair_queue", "kind", "flagged", "taken", "place"),
+        Index("pair_contest", "contest_id", "flagged", "taken", "place"),
+        Index("pair_disputed", "place", sqlite_where=text(DISPUTED), postgresql_where=text(DISPUTED)),
     )
 
 
@@ -156,6 +186,10 @@ class AssignmentRow(Base):
     rater_id: Mapped[int] = mapped_column(ForeignKey("rater.id"))
     protocol_id: Mapped[int] = mapped_column(ForeignKey("protocol.id"))
     repeat: Mapped[bool] = mapped_column(Boolean)
+    adjudication: Mapped[bool] = mapped_column(Boolean, default=False)
+    """The verdict on a pair on which raters disagree; it is no ordinary vote."""
+    chosen: Mapped[str] = mapped_column(String(8), default="random")
+    """``random``; ``active``: for what the pair would tell; ``planned``: gold, A/A, repeat, adjudication."""
     first_is_left: Mapped[bool] = mapped_column(Boolean)
     state: Mapped[str] = mapped_column(String(8))
     claimed_at: Mapped[float] = mapped_column(Float)
@@ -164,10 +198,14 @@ class AssignmentRow(Base):
     __table_args__ = (
         CheckConstraint("state IN ('open', 'done', 'skipped', 'expired', 'flagged')", name="assignment_state"),
         Index(
-            "assignment_once", "rater_id", "pair_id", "repeat", unique=True,
+            "assignment_once", "rater_id", "pair_id", "repeat", "adjudication", unique=True,
             sqlite_where=text(ACTIVE), postgresql_where=text(ACTIVE),
         ),
-        Index("assignment_by_rater", "rater_id", "state"),
+        Index(
+            "assignment_one_verdict", "pair_id", unique=True,
+            sqlite_where=text(ADJUDICATED), postgresql_where=text(ADJUDICATED),
+        ),
+        Index("assignment_by_rater", "rater_id", "state", "adjudication", "first_is_left"),
         Index("assignment_lease", "state", "lease_until"),
     )  # fmt: skip
 
@@ -178,7 +216,7 @@ class VoteRow(Base):
     __tablename__ = "vote"
 
     id: Mapped[int] = mapped_column(Integer, primary_key=True)
-    assignment_id: Mapped[int] = mapped_column(ForeignKey("assignment.id"))
+    assignment_id: Mapped[int] = mapped_column(ForeignKey("assignment.id"), index=True)
     revision: Mapped[int] = mapped_column(Integer)
     """How often the assignment was undone before. With ``undoes`` it lets one vote of an assignment live at a time."""
     undoes: Mapped[int | None] = mapped_column(ForeignKey("vote.id"), unique=True)
@@ -208,7 +246,7 @@ class VoteRow(Base):
 
 
 class EventRow(Base):
-    """Who did what, and when."""
+    """Who did what, and when. Each carries a hash over its predecessor's: see ``chain``."""
 
     __tablename__ = "event"
 
@@ -218,3 +256,18 @@ class EventRow(Base):
     rater_id: Mapped[int | None] = mapped_column(ForeignKey("rater.id"))
     assignment_id: Mapped[int | None] = mapped_column(ForeignKey("assignment.id"))
     data: Mapped[dict[str, Any]] = mapped_column(JSON)
+    hash: Mapped[str] = mapped_column(String(64))
+
+
+class SessionRow(Base):
+    """Somebody who is logged in. What their browser knows is hashed here, so that a stolen copy opens no session."""
+
+    __tablename__ = "session"
+
+    id_sha256: Mapped[str] = mapped_column(String(64), primary_key=True)
+    user: Mapped[str] = mapped_column(AnyText)
+    role: Mapped[str] = mapped_column(String(16))
+    fingerprint: Mapped[str] = mapped_column(String(64))
+    """Changes when the account's password or role does, which ends the session."""
+    created_at: Mapped[float] = mapped_column(Float)
+    expires_at: Mapped[float] = mapped_column(Float, index=True)

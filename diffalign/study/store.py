@@ -16,58 +16,34 @@ import json
 import secrets
 import time
 import uuid
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass
-from functools import lru_cache
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from sqlalchemy import Connection, Engine, RowMapping, func, insert, select, update
-from sqlalchemy.exc import IntegrityError
+from sqlalchemy import Connection, Engine, bindparam, func, insert, select
 
 from diffalign.errors import InputError, NotFoundError, RefusedError
 from diffalign.study import database, queue
 from diffalign.study.answers import Answer
+from diffalign.study.chain import note
 from diffalign.study.content import Files
-from diffalign.study.loading import StudyPair, load
+from diffalign.study.desk import Desk, held
+from diffalign.study.loading import StudyPair, load, material
+from diffalign.study.progress import disputes
 from diffalign.study.protocol import Protocol
-from diffalign.study.schema import (
-    AssignmentRow,
-    ItemRow,
-    PairRow,
-    ProtocolRow,
-    RaterRow,
-    SampleRow,
-    StudyRow,
-    VoteRow,
-)
+from diffalign.study.schema import PairRow, ProtocolRow, RaterRow, SampleRow, StudyRow
+from diffalign.study.turns import Assignment, Draft, Progress, Queue, Turn, turn
 
 if TYPE_CHECKING:
     from diffalign.study.export import Export
+    from diffalign.study.inspection import Finding
     from diffalign.study.report import Stats
 
 LONGEST_NAME = 200
-_HELD = (
-    AssignmentRow.id,
-    AssignmentRow.pair_id,
-    AssignmentRow.protocol_id,
-    AssignmentRow.repeat,
-    AssignmentRow.first_is_left,
-    AssignmentRow.state,
-)
-
-
-@dataclass(frozen=True, slots=True)
-class Assignment:
-    """What a rater may know of what is to be judged: nothing about where the samples come from."""
-
-    token: str
-    """Names it; the samples are had by ``Study.content``."""
-    prompt: str
-    kind: Literal["image", "text"]
-    protocol: Protocol
-    lease_until: float
-    """Until then the pair is kept for this rater; seconds since 1970."""
+_RATER = select(RaterRow.id).where(RaterRow.name == bindparam("name"))
+_TEXT = select(ProtocolRow.text).where(ProtocolRow.id == bindparam("number"))
+_NEWEST = select(func.max(ProtocolRow.id))
 
 
 class Study:
@@ -78,6 +54,12 @@ class Study:
         self.engine = engine
         self.files = Files(folder / "files")
         self._now = clock
+        self._raters: dict[str, int] = {}
+        self._protocols: dict[int, Protocol] = {}
+        with database.reading(engine) as connection:
+            row = connection.execute(select(StudyRow.uid, StudyRow.title)).one()
+        self.uid: str = row.uid
+        self.title: str = row.title
 
     # --- making and opening ---
 
@@ -111,6 +93,8 @@ class Study:
                     connection.execute(insert(StudyRow).values(uid=uid, title=title, seed=str(seed), created_at=now))
                     _add_protocol(connection, protocol, now)
                     load(connection, Files(made / "files"), pairs, protocol.rules, seed)
+                    facts = {"study": uid, "protocol": protocol.sha256, "material": material(connection)}
+                    note(connection, now, "created", data=facts)
             finally:
                 engine.dispose()
             kind = "postgresql" if database_url else "sqlite"
@@ -144,10 +128,8 @@ class Study:
         engine = database.connect(database_url or database.existing(folder / "study.sqlite"))
         database.bring_up_to_date(engine, folder / "backups", backed_up)
         study = cls(folder, engine, clock)
-        with database.reading(engine) as connection:
-            found = connection.scalar(select(StudyRow.uid))
-        if found != uid:
-            raise InputError(f"the database belongs to another study ({found}) than the folder {folder} ({uid})")
+        if study.uid != uid:
+            raise InputError(f"the database belongs to another study ({study.uid}) than the folder {folder} ({uid})")
         return study
 
     def close(self) -> None:
@@ -166,13 +148,19 @@ class Study:
             if known is not None:
                 return known
             pseudonym = f"r-{secrets.token_hex(6)}"
-            connection.execute(insert(RaterRow).values(name=name, pseudonym=pseudonym, created_at=self._now()))
+            now = self._now()
+            added = connection.execute(insert(RaterRow).values(name=name, pseudonym=pseudonym, created_at=now))
+            assert added.inserted_primary_key is not None
+            note(connection, now, "joined", int(added.inserted_primary_key[0]), data={"pseudonym": pseudonym})
             return pseudonym
 
     def protocol(self) -> Protocol:
         """The version that new assignments follow."""
         with database.reading(self.engine) as connection:
-            return _protocol(connection)[1]
+            return self._newest(connection)
+
+    def _newest(self, connection: Connection) -> Protocol:
+        return self._protocol(connection, connection.execute(_NEWEST).scalar_one())
 
     def revise(self, protocol: Protocol) -> None:
         """A new version of the protocol, for assignments from now on. Votes keep the hash of theirs."""
@@ -180,11 +168,34 @@ class Study:
             queue.lock(connection)
             if connection.scalar(select(ProtocolRow.id).where(ProtocolRow.sha256 == protocol.sha256)):
                 raise RefusedError("the study has had this protocol before; change its version and text")
-            _add_protocol(connection, protocol, self._now())
+            now = self._now()
+            _add_protocol(connection, protocol, now)
+            note(connection, now, "revised", data={"protocol": protocol.sha256})
 
     # --- the work of a rater ---
 
-    def claim(self, rater: str, ahead: int = 0) -> Assignment | None:
+    @contextmanager
+    def _desk(self, rater: str, which: Queue = "pairs") -> Iterator[Desk]:
+        """One transaction of a rater. What it did is on the disk when the block has been left."""
+        with database.writing(self.engine) as connection:
+            seed = queue.lock(connection)
+            yield Desk(connection, self._rater(connection, rater), which, self._now(), seed, self._protocol)
+
+    def _rater(self, connection: Connection, name: str) -> int:
+        """The id; a rater is never removed, so what was found once holds."""
+        found = self._raters.get(name) or connection.scalar(_RATER, {"name": name})
+        if found is None:
+            raise NotFoundError(f"there is no rater {name!r} in this study; add them first")
+        self._raters[name] = found
+        return found
+
+    def _protocol(self, connection: Connection, number: int) -> Protocol:
+        """A version by its id; versions never change."""
+        if number not in self._protocols:
+            self._protocols[number] = Protocol.parse(connection.execute(_TEXT, {"number": number}).scalar_one())
+        return self._protocols[number]
+
+    def claim(self, rater: str, ahead: int = 0, queue: Queue = "pairs") -> Assignment | None:
         """The pair that this rater judges now, kept for them for the lease; None where nothing is left for them.
 
         Who has one already gets it again, so a reloaded page and a second tab show the same. ``ahead`` 1 is the one
@@ -192,147 +203,84 @@ class Study:
         """
         if not 0 <= ahead <= 3:
             raise InputError(f"ahead is {ahead}; a rater holds up to three pairs in advance")
-        with database.writing(self.engine) as connection:
-            study = queue.lock(connection)
-            who, now = _rater(connection, rater), self._now()
-            queue.release(connection, now)
-            number, protocol = _protocol(connection)
-            rules = protocol.rules
-            until = now + 60 * rules.lease_minutes
-            mine = (AssignmentRow.rater_id == who, AssignmentRow.state == "open")
-            held = list(connection.scalars(select(AssignmentRow.id).where(*mine).order_by(AssignmentRow.id)))
-            while len(held) <= ahead:
-                chosen, chance = queue.choose(connection, who, rules, study["seed"])
-                if chosen is None:
-                    return None
-                held.append(queue.give(connection, chosen, who, number, now, until, chance))
-            connection.execute(
-                update(AssignmentRow).where(AssignmentRow.id.in_(held[: ahead + 1])).values(lease_until=until)
-            )
-            return _assignment(connection, held[ahead])
+        with self._desk(rater, queue) as desk:
+            drafts = desk.claim(ahead)
+        return drafts[ahead].finished(self.files) if len(drafts) > ahead else None
+
+    def turn(self, rater: str, queue: Queue = "pairs") -> Turn:
+        """The pair now, the one after it, and how far the rater has come, in one transaction.
+
+        The queue ``disputed`` has complete pairs on which raters disagree, for who is to decide. Whether this rater may
+        is the caller's to know.
+        """
+        with self._desk(rater, queue) as desk:
+            found = desk.turn()
+        return self._finished(found)
+
+    def _finished(self, found: tuple[list[Draft], Progress]) -> Turn:
+        return turn(self.files, *found)
 
     def content(self, rater: str, token: str, side: Literal["left", "right"]) -> bytes:
         """What stands on that side: a PNG, or UTF-8 text. Only for the rater who has the assignment."""
         with database.reading(self.engine) as connection:
-            row = _held(connection, _rater(connection, rater), token)
+            row = held(connection, self._rater(connection, rater), token)
             if side not in ("left", "right"):
                 raise InputError(f"there is no side {side!r}; there are left and right")
-            column = PairRow.first_id if (side == "left") == row["first_is_left"] else PairRow.second_id
-            query = select(SampleRow.sha256).join(PairRow, SampleRow.id == column).where(PairRow.id == row["pair_id"])
-            sha256 = connection.scalar(query)
-        assert sha256 is not None
+            column = "first_id" if (side == "left") == row["first_is_left"] else "second_id"
+            sha256 = connection.execute(_CONTENT[column], {"pair": row["pair_id"]}).scalar_one()
         return self.files.get(sha256)
 
-    def vote(self, rater: str, token: str, answer: Answer) -> int:
+    def vote(self, rater: str, token: str, answer: Answer, queue: Queue = "pairs") -> int:
         """Keeps a vote; when this returns its number, the vote is on the disk.
 
         Raises RefusedError where the assignment has a vote, was skipped or flagged, or was given to somebody else
-        because its lease was over; NotFoundError where this rater has no such assignment.
+        because its lease was over; NotFoundError where this rater has no such assignment in this queue.
         """
-        try:
-            with database.writing(self.engine) as connection:
-                return self._vote(connection, rater, token, answer)
-        except IntegrityError:
-            # A second vote that arrived in the same moment: the unique index knows.
-            raise RefusedError("this pair has your vote already; undo it to change it") from None
+        with self._desk(rater, queue) as desk:
+            return desk.vote(token, answer)
 
-    def _vote(self, connection: Connection, rater: str, token: str, answer: Answer) -> int:
-        queue.lock(connection)
-        who, now = _rater(connection, rater), self._now()
-        row = _held(connection, who, token)
-        protocol = _protocol(connection, row["protocol_id"])[1]
-        answer.check(protocol.rules)
-        if row["state"] == "expired":
-            _revive(connection, row, protocol.rules.overlap)
-        elif row["state"] == "done":
-            raise RefusedError("this pair has your vote already; undo it to change it")
-        elif row["state"] != "open":
-            raise RefusedError(f"this pair was {row['state']} by you; ask for the next one")
-        undone = connection.scalar(
-            select(func.count()).where(VoteRow.assignment_id == row["id"], VoteRow.undoes.is_not(None))
-        )
-        added = connection.execute(
-            insert(VoteRow).values(
-                assignment_id=row["id"],
-                revision=undone,
-                choice=answer.choice,
-                strength=answer.strength,
-                answers={
-                    name: dict(value) if isinstance(value, Mapping) else value
-                    for name, value in answer.criteria.items()
-                },
-                points=[asdict(point) for point in answer.points],
-                comment=answer.comment,
-                shown_at=answer.shown_at,
-                decided_at=answer.decided_at,
-                received_at=now,
-                protocol_sha256=protocol.sha256,
-            )
-        ).inserted_primary_key
-        assert added is not None
-        connection.execute(update(AssignmentRow).where(AssignmentRow.id == row["id"]).values(state="done"))
-        queue.note(connection, now, "voted", who, row["id"], vote=int(added[0]))
-        return int(added[0])
+    def vote_and_turn(self, rater: str, token: str, answer: Answer, queue: Queue = "pairs") -> tuple[int, Turn]:
+        """``vote`` and then ``turn``, in one transaction."""
+        with self._desk(rater, queue) as desk:
+            number, found = desk.vote(token, answer), desk.turn()
+        return number, self._finished(found)
 
-    def undo(self, rater: str) -> Assignment:
+    def undo(self, rater: str, queue: Queue = "pairs") -> Assignment:
         """Takes back the last vote of a rater and gives the pair again. The vote stays in the record, as undone."""
-        with database.writing(self.engine) as connection:
-            queue.lock(connection)
-            who, now = _rater(connection, rater), self._now()
-            last = (
-                connection.execute(
-                    select(AssignmentRow.id, AssignmentRow.protocol_id, func.max(VoteRow.id))
-                    .join(VoteRow, VoteRow.assignment_id == AssignmentRow.id)
-                    .where(AssignmentRow.rater_id == who, AssignmentRow.state == "done", VoteRow.undoes.is_(None))
-                    .group_by(AssignmentRow.id, AssignmentRow.protocol_id)
-                    .order_by(func.max(VoteRow.id).desc())
-                    .limit(1)
-                )
-                .mappings()
-                .one_or_none()
-            )
-            vote = queue.live_vote(connection, last["id"]) if last else None
-            if last is None or vote is None:
-                raise RefusedError("there is no vote of yours to undo")
-            connection.execute(
-                insert(VoteRow).values(
-                    assignment_id=last["id"],
-                    revision=vote["revision"],
-                    undoes=vote["id"],
-                    answers={},
-                    points=[],
-                    comment="",
-                    received_at=now,
-                    protocol_sha256=vote["protocol_sha256"],
-                )
-            )
-            until = now + 60 * _protocol(connection, last["protocol_id"])[1].rules.lease_minutes
-            connection.execute(
-                update(AssignmentRow).where(AssignmentRow.id == last["id"]).values(state="open", lease_until=until)
-            )
-            queue.note(connection, now, "undone", who, last["id"], vote=vote["id"])
-            return _assignment(connection, last["id"])
+        with self._desk(rater, queue) as desk:
+            found = desk.shown(desk.undo())
+        return found.finished(self.files)
 
-    def skip(self, rater: str, token: str) -> None:
+    def undo_and_turn(self, rater: str, queue: Queue = "pairs") -> Turn:
+        """``undo`` and then ``turn``, in one transaction."""
+        with self._desk(rater, queue) as desk:
+            desk.undo()
+            found = desk.turn()
+        return self._finished(found)
+
+    def skip(self, rater: str, token: str, queue: Queue = "pairs") -> None:
         """Puts the pair back: others may get it, and this rater gets it again when nothing else is left."""
-        with database.writing(self.engine) as connection:
-            self._end(connection, rater, token, "skipped", "")
+        with self._desk(rater, queue) as desk:
+            desk.end(token, "skipped")
 
-    def flag(self, rater: str, token: str, reason: str = "") -> None:
+    def skip_and_turn(self, rater: str, token: str, queue: Queue = "pairs") -> Turn:
+        """``skip`` and then ``turn``, in one transaction."""
+        with self._desk(rater, queue) as desk:
+            desk.end(token, "skipped")
+            found = desk.turn()
+        return self._finished(found)
+
+    def flag(self, rater: str, token: str, reason: str = "", queue: Queue = "pairs") -> None:
         """Takes the pair out of the study for everybody: it is broken or must not be shown. Its votes do not count."""
-        with database.writing(self.engine) as connection:
-            pair = self._end(connection, rater, token, "flagged", reason)
-            connection.execute(update(PairRow).where(PairRow.id == pair).values(flagged=True))
+        with self._desk(rater, queue) as desk:
+            desk.end(token, "flagged", reason)
 
-    def _end(self, connection: Connection, rater: str, token: str, state: str, reason: str) -> int:
-        queue.lock(connection)
-        who = _rater(connection, rater)
-        row = _held(connection, who, token)
-        if row["state"] != "open":
-            raise RefusedError(f"this pair is {row['state']}, so it cannot be {state}; ask for the next one")
-        queue.close(connection, row["id"], row["pair_id"], row["repeat"], state)
-        queue.note(connection, self._now(), state, who, row["id"], reason=reason)
-        return int(row["pair_id"])
+    def flag_and_turn(self, rater: str, token: str, reason: str = "", queue: Queue = "pairs") -> Turn:
+        """``flag`` and then ``turn``, in one transaction."""
+        with self._desk(rater, queue) as desk:
+            desk.end(token, "flagged", reason)
+            found = desk.turn()
+        return self._finished(found)
 
     def release_expired(self) -> int:
         """Takes back pairs that were not answered within the lease; returns how many. ``claim`` does it, too."""
@@ -340,13 +288,36 @@ class Study:
             queue.lock(connection)
             return queue.release(connection, self._now())
 
+    def disputes(self) -> int:
+        """How many pairs wait for a verdict of an adjudicator."""
+        with database.reading(self.engine) as connection:
+            return disputes(connection, self._newest(connection).rules)
+
     # --- what comes out ---
 
-    def export(self) -> Export:
-        """The live votes as preferences: see ``export``."""
+    def export(self, final: bool = False) -> Export:
+        """The live votes as preferences, or one verdict per pair and criterion: see ``export``."""
         from diffalign.study.export import Export
 
-        return Export(self)
+        return Export(self, final)
+
+    def scores(self) -> Iterator[dict[str, object]]:
+        """One row per vote, sample and criterion of the kind ``scale``: see ``export``."""
+        from diffalign.study.export import scores
+
+        return scores(self)
+
+    def points(self) -> Iterator[dict[str, object]]:
+        """One row per place that was marked in an image: see ``export``."""
+        from diffalign.study.export import points
+
+        return points(self)
+
+    def inspect(self) -> list[Finding]:
+        """Whether everything is as it was written: see ``inspection``. Reads every file of the study."""
+        from diffalign.study.inspection import inspect
+
+        return inspect(self)
 
     def stats(self) -> Stats:
         """Progress, agreement, raters, ranking: see ``report``."""
@@ -374,50 +345,9 @@ def _add_protocol(connection: Connection, protocol: Protocol, now: float) -> Non
     connection.execute(insert(ProtocolRow).values(sha256=protocol.sha256, text=protocol.text, created_at=now))
 
 
-def _protocol(connection: Connection, number: int | None = None) -> tuple[int, Protocol]:
-    query = select(ProtocolRow.id, ProtocolRow.text).order_by(ProtocolRow.id.desc()).limit(1)
-    if number is not None:
-        query = query.where(ProtocolRow.id == number)
-    row = connection.execute(query).one()
-    return row.id, _parsed(row.text)
-
-
-_parsed = lru_cache(maxsize=16)(Protocol.parse)
-
-
-def _rater(connection: Connection, name: str) -> int:
-    found = connection.scalar(select(RaterRow.id).where(RaterRow.name == name))
-    if found is None:
-        raise NotFoundError(f"there is no rater {name!r} in this study; add them first")
-    return found
-
-
-def _held(connection: Connection, rater: int, token: str) -> RowMapping:
-    """The assignment, if it is this rater's: of others' one does not learn that they exist."""
-    query = select(*_HELD).where(AssignmentRow.token == token, AssignmentRow.rater_id == rater)
-    row = connection.execute(query).mappings().one_or_none()
-    if row is None:
-        raise NotFoundError("you have no such assignment; ask for the next one")
-    return row
-
-
-def _revive(connection: Connection, row: RowMapping, overlap: int) -> None:
-    """Takes an answer that comes after the lease, unless the place has been given away."""
-    pair = connection.execute(select(PairRow.kind, PairRow.taken).where(PairRow.id == row["pair_id"])).one()
-    if pair.kind == "ordinary" and not row["repeat"] and pair.taken >= overlap:
-        raise RefusedError("the time for this pair was over, and others have judged it meanwhile; ask for the next one")
-    if not row["repeat"]:
-        connection.execute(update(PairRow).where(PairRow.id == row["pair_id"]).values(taken=PairRow.taken + 1))
-
-
-def _assignment(connection: Connection, number: int) -> Assignment:
-    row = connection.execute(
-        select(
-            AssignmentRow.token, AssignmentRow.lease_until, AssignmentRow.protocol_id, ItemRow.text, ItemRow.kind
-        )
-        .join(PairRow, PairRow.id == AssignmentRow.pair_id)
-        .join(ItemRow, ItemRow.id == PairRow.item_id)
-        .where(AssignmentRow.id == number)
-    ).one()  # fmt: skip
-    kind: Literal["image", "text"] = "image" if row.kind == "image" else "text"
-    return Assignment(row.token, row.text, kind, _protocol(connection, row.protocol_id)[1], row.lease_until)
+_CONTENT = {
+    column: select(SampleRow.sha256)
+    .join(PairRow, SampleRow.id == getattr(PairRow, column))
+    .where(PairRow.id == bindparam("pair"))
+    for column in ("first_id", "second_id")
+}

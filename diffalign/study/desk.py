@@ -1,0 +1,255 @@
+"""One rater at work: claim, vote, undo, skip, flag, within one transaction that holds the lock of the study."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from typing import Any, Literal
+
+from sqlalchemy import Connection, RowMapping, bindparam, func, insert, select, text, update
+
+from diffalign.errors import InputError, NotFoundError, RefusedError
+from diffalign.study import queue
+from diffalign.study.answers import Answer
+from diffalign.study.chain import note
+from diffalign.study.progress import progress
+from diffalign.study.protocol import Protocol, Rules
+from diffalign.study.schema import ACTIVE, AssignmentRow, ItemRow, PairRow, ProtocolRow, VoteRow
+from diffalign.study.turns import QUEUES, Draft, Progress, Queue, draft
+
+HELD = (
+    select(
+        AssignmentRow.id, AssignmentRow.pair_id, AssignmentRow.protocol_id, AssignmentRow.repeat,
+        AssignmentRow.adjudication, AssignmentRow.first_is_left, AssignmentRow.state, PairRow.kind,
+        ItemRow.kind.label("of"),
+    )
+    .join(PairRow, PairRow.id == AssignmentRow.pair_id)
+    .join(ItemRow, ItemRow.id == PairRow.item_id)
+    .where(AssignmentRow.token == bindparam("token"), AssignmentRow.rater_id == bindparam("rater"))
+)  # fmt: skip
+_MINE = (
+    select(AssignmentRow.id)
+    .where(
+        AssignmentRow.rater_id == bindparam("rater"),
+        AssignmentRow.state == "open",
+        AssignmentRow.adjudication == bindparam("adjudication"),
+    )
+    .order_by(AssignmentRow.id)
+)
+_KEEP = (
+    update(AssignmentRow)
+    .where(AssignmentRow.__table__.c.id == bindparam("number"))
+    .values(state="open", lease_until=bindparam("until"))
+)
+_DONE = update(AssignmentRow).where(AssignmentRow.__table__.c.id == bindparam("number")).values(state="done")
+# A vote has a choice, an undo has none. Asked so, SQLite leaves the index of ``undoes`` alone, where most are alike.
+_REVISION = select(func.count()).where(VoteRow.assignment_id == bindparam("assignment"), VoteRow.choice.is_(None))
+_ADD_VOTE = insert(VoteRow)
+_OF_VOTE = ("pair_id", "protocol_id", "repeat", "adjudication", "first_is_left")
+_LAST_VOTE = (
+    select(
+        *VoteRow.__table__.c,
+        *(AssignmentRow.__table__.c[name].label(f"of_{name}") for name in _OF_VOTE),
+        PairRow.kind.label("of_kind"),
+    )
+    .join(AssignmentRow, AssignmentRow.id == VoteRow.assignment_id)
+    .join(PairRow, PairRow.id == AssignmentRow.pair_id)
+    .where(
+        AssignmentRow.rater_id == bindparam("rater"),
+        AssignmentRow.state == "done",
+        AssignmentRow.adjudication == bindparam("adjudication"),
+        VoteRow.choice.is_not(None),
+    )
+    .order_by(VoteRow.id.desc())
+    .limit(1)
+)
+_NEWEST_PROTOCOL = select(func.max(ProtocolRow.id))
+_TAKEN = select(PairRow.taken).where(PairRow.id == bindparam("pair"))
+_THERE = select(func.count()).where(AssignmentRow.pair_id == bindparam("pair"), text(ACTIVE))
+_AGAIN = _THERE.where(AssignmentRow.rater_id == bindparam("rater"))
+_JUDGED = _THERE.where(AssignmentRow.adjudication)
+
+
+def held(connection: Connection, rater: int, token: str) -> RowMapping:
+    """The assignment, if it is this rater's: of others' one does not learn that they exist."""
+    row = connection.execute(HELD, {"token": token, "rater": rater}).mappings().one_or_none()
+    if row is None:
+        raise NotFoundError("you have no such assignment; ask for the next one")
+    return row
+
+
+class Desk:
+    """What a rater does in one transaction and one queue."""
+
+    def __init__(
+        self,
+        connection: Connection,
+        rater: int,
+        which: Queue,
+        now: float,
+        seed: str,
+        protocol: Callable[[Connection, int], Protocol],
+    ) -> None:
+        if which not in QUEUES:
+            raise InputError(f"there is no queue {which!r}; there are {', '.join(QUEUES)}")
+        self._connection, self._rater, self._which = connection, rater, which
+        self._now, self._seed, self._read = now, seed, protocol
+        self._mine = {"rater": rater, "adjudication": which == "disputed"}
+
+    def _protocol(self, number: int) -> Protocol:
+        return self._read(self._connection, number)
+
+    # --- getting ---
+
+    def claim(self, ahead: int = 0) -> list[Draft]:
+        """What this rater has open, the oldest first, filled up to one and ``ahead`` more where there is anything."""
+        return [draft(self._connection, number, self._protocol) for number in self._claim(ahead)[1]]
+
+    def turn(self) -> tuple[list[Draft], Progress]:
+        """The pair now, the one after it, and how far the rater has come."""
+        rules, numbers, more = self._claim(1)
+        drafts = [draft(self._connection, number, self._protocol) for number in numbers]
+        mine = sum(not one.planned for one in drafts) + more
+        return drafts, progress(self._connection, self._rater, rules, self._which, mine if drafts else None)
+
+    def _claim(self, ahead: int) -> tuple[Rules, list[int], int]:
+        """The rules, what this rater has, and how many more are open that were undone before."""
+        queue.release(self._connection, self._now)
+        number = self._connection.execute(_NEWEST_PROTOCOL).scalar_one()
+        rules = self._protocol(number).rules
+        until = self._now + 60 * rules.lease_minutes
+        open_ones = list(self._connection.scalars(_MINE, self._mine))
+        for known in open_ones[: ahead + 1]:
+            self._connection.execute(_KEEP, {"number": known, "until": until})
+        while len(open_ones) <= ahead:
+            chosen, chance = queue.choose(self._connection, self._rater, rules, self._seed, self._which)
+            if chosen is None:
+                break
+            open_ones.append(queue.give(self._connection, chosen, self._rater, number, self._now, until, chance))
+        return rules, open_ones[: ahead + 1], len(open_ones[ahead + 1 :])
+
+    # --- answering ---
+
+    def vote(self, token: str, answer: Answer) -> int:
+        """Keeps a vote; returns its number."""
+        row = self._held(token)
+        protocol = self._protocol(row["protocol_id"])
+        answer.check(protocol.rules)
+        if answer.points and row["of"] != "image":
+            raise InputError("places are marked in images; this pair has texts")
+        if row["state"] == "expired":
+            self._revive(row, protocol.rules)
+        elif row["state"] == "done":
+            raise RefusedError("this pair has your vote already; undo it to change it")
+        elif row["state"] != "open":
+            raise RefusedError(f"this pair was {row['state']} by you; ask for the next one")
+        number = self._add(
+            "voted",
+            row["id"],
+            assignment_id=row["id"],
+            revision=self._connection.scalar(_REVISION, {"assignment": row["id"]}) or 0,
+            undoes=None,
+            choice=answer.choice,
+            strength=answer.strength,
+            answers={
+                name: dict(value) if isinstance(value, Mapping) else value for name, value in answer.criteria.items()
+            },
+            points=[asdict(point) for point in answer.points],
+            comment=answer.comment,
+            shown_at=answer.shown_at,
+            decided_at=answer.decided_at,
+            protocol_sha256=protocol.sha256,
+        )
+        self._connection.execute(_DONE, {"number": row["id"]})
+        self._count(row, answer.choice, 1)
+        return number
+
+    def _held(self, token: str) -> RowMapping:
+        row = held(self._connection, self._rater, token)
+        if row["adjudication"] != self._mine["adjudication"]:
+            raise NotFoundError(f"you have no such assignment in the queue {self._which}; ask for the next one")
+        return row
+
+    def _add(self, kind: str, assignment: int, **values: Any) -> int:
+        added = self._connection.execute(_ADD_VOTE, {**values, "received_at": self._now}).inserted_primary_key
+        assert added is not None
+        vote = {"id": int(added[0]), **values, "received_at": self._now}
+        about = vote["undoes"] or vote["id"]
+        note(self._connection, self._now, kind, self._rater, assignment, vote=vote, data={"vote": about})
+        return int(added[0])
+
+    def _count(self, row: Mapping[Any, Any], choice: str, by: int) -> None:
+        """Where the vote counts for one of the arms, or for neither."""
+        if row["repeat"] or row["adjudication"] or row["kind"] != "ordinary" or choice == "cannot_judge":
+            return
+        if choice in ("left", "right"):
+            column = "for_first" if (choice == "left") == row["first_is_left"] else "for_second"
+        else:
+            column = "ties"
+        queue.count(self._connection, row["pair_id"], **{column: by})
+
+    def _revive(self, row: RowMapping, rules: Rules) -> None:
+        """Takes an answer that comes after the lease, unless the place has been given away."""
+        pair = {"pair": row["pair_id"], "rater": self._rater}
+        if not row["repeat"] and self._connection.scalar(_AGAIN, pair):
+            raise RefusedError(
+                "the time for this pair was over, and you have been given it again; ask for the next one"
+            )
+        given_away = (
+            bool(self._connection.scalar(_JUDGED, pair))
+            if row["adjudication"]
+            else row["kind"] == "ordinary"
+            and not row["repeat"]
+            and (self._connection.execute(_TAKEN, pair).scalar_one() >= rules.overlap or self._spent(rules))
+        )
+        if given_away:
+            raise RefusedError(
+                "the time for this pair was over, and others have judged it meanwhile; ask for the next one"
+            )
+        if not (row["repeat"] or row["adjudication"]):
+            queue.count(self._connection, row["pair_id"], taken=1)
+
+    def _spent(self, rules: Rules) -> bool:
+        return rules.budget is not None and queue.given(self._connection) >= rules.budget
+
+    # --- taking back ---
+
+    def undo(self) -> int:
+        """Takes back the last vote of this rater in this queue; returns the assignment, which is open again."""
+        row = self._connection.execute(_LAST_VOTE, self._mine).mappings().one_or_none()
+        if row is None:
+            raise RefusedError("there is no vote of yours to undo")
+        number = int(row["assignment_id"])
+        self._add(
+            "undone",
+            number,
+            assignment_id=number,
+            revision=row["revision"],
+            undoes=row["id"],
+            choice=None,
+            strength=None,
+            answers={},
+            points=[],
+            comment="",
+            shown_at=None,
+            decided_at=None,
+            protocol_sha256=row["protocol_sha256"],
+        )
+        until = self._now + 60 * self._protocol(row["of_protocol_id"]).rules.lease_minutes
+        self._connection.execute(_KEEP, {"number": number, "until": until})
+        self._count({name: row[f"of_{name}"] for name in (*_OF_VOTE, "kind")}, row["choice"], -1)
+        return number
+
+    def shown(self, number: int) -> Draft:
+        """That assignment."""
+        return draft(self._connection, number, self._protocol)
+
+    def end(self, token: str, state: Literal["skipped", "flagged"], reason: str = "") -> None:
+        """Gives the pair back without a vote; a flagged one is taken out for everybody."""
+        row = self._held(token)
+        if row["state"] != "open":
+            raise RefusedError(f"this pair is {row['state']}, so it cannot be {state}; ask for the next one")
+        queue.close(self._connection, row, state)
+        if state == "flagged":
+            queue.flag(self._connection, row["pair_id"])
+        note(self._connection, self._now, state, self._rater, row["id"], data={"reason": reason})
