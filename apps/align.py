@@ -94,6 +94,7 @@ class Job:
         trainer = Trainer(
             self.policy,
             source,
+            beside=sources.beside(config, self.held_out, status.say),
             settings=config.trainer,
             objective=config.objective,
             credit=config.credit,

@@ -188,7 +188,12 @@ def check(config: RunConfig) -> None:
     wanted = config.experience
     for rater in {wanted.rater, config.fit.rater if config.fit else None} - {None}:
         SimulatedRaters.load(rater or "")
-    for field, path in (("experience.path", wanted.path), ("fit.preferences", config.fit and config.fit.preferences)):
+    files = {
+        "experience.path": wanted.path,
+        "experience.demonstrations": wanted.demonstrations,
+        "fit.preferences": config.fit and config.fit.preferences,
+    }
+    for field, path in files.items():
         if path and not Path(path).expanduser().exists():
             raise NotFoundError(f"{field}: there is no file {path}")
     if config.fit is None:

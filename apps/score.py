@@ -1,4 +1,4 @@
-"""``diffalign score`` and ``diffalign reward check``: rewards on images that exist already."""
+"""``diffalign score`` and ``diffalign reward check``: rewards on images and texts that exist already."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ import click
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from diffalign import images, parquet
+from diffalign import images, parquet, preferences
 from diffalign.errors import ConfigError, InputError, NotFoundError
+from diffalign.preferences import Broken
 from diffalign.prompts import of_images
 from diffalign.runs import new_file
 from diffalign.types import Prompt, Reward, Sample
@@ -22,17 +23,21 @@ BATCH = 64
 
 
 def run(spec: str, folder: Path | None, dataset: Path | None, out: Path | None) -> None:
-    """Scores every image and prints the summary; a broken image is named, counted, and left without a score."""
+    """Scores every image or text and prints the summary; a broken one is named, counted, and left without a score."""
     if (folder is None) == (dataset is None):
         raise ConfigError("say what to score: either --images DIR or --dataset FILE.parquet")
     reward = load(spec)
-    if reward.modality != "image":
-        raise ConfigError(f"reward {reward.name} judges {reward.modality}s, not images")
+    if reward.modality != "image" and dataset is None:
+        raise ConfigError(f"reward {reward.name} judges {reward.modality}s, not images; give them by --dataset FILE")
     if out is not None and out.suffix != ".parquet":
         raise ConfigError(f"output {out}: scores are written as Parquet, so name it {out.with_suffix('.parquet')}")
     if out is not None and out.exists():
         raise ConfigError(f"output {out} exists already: choose another --out")
-    source = from_folder(folder) if folder is not None else from_parquet(dataset)  # type: ignore[arg-type]
+    if folder is not None:
+        source = from_folder(folder)
+    else:
+        assert dataset is not None
+        source = FROM_FILE[reward.modality](dataset)
     table = Table(reward)
     broken = 0
     batch: list[tuple[str, Sample]] = []
@@ -48,13 +53,13 @@ def run(spec: str, folder: Path | None, dataset: Path | None, out: Path | None) 
             batch.clear()
     table.add(batch)
     if not table.names:
-        raise InputError(f"none of the {broken} images could be read")
+        raise InputError(f"none of the {broken} {reward.modality}s could be read")
     if all(map(math.isnan, table.columns["score"])):
-        raise InputError(_nothing_scored(spec, len(table.names), table.prompted))
+        raise InputError(_nothing_scored(spec, len(table.names), table.prompted, reward.modality))
     if out is not None:
         with new_file(out) as temporary:
-            pq.write_table(pa.table({"image": table.names, **table.columns}), temporary)
-    _summarise(spec, reward.unit, table.columns, broken)
+            pq.write_table(pa.table({reward.modality: table.names, **table.columns}), temporary)
+    _summarise(spec, reward, table.columns, broken)
 
 
 class Table:
@@ -80,15 +85,15 @@ class Table:
             column.extend([math.nan] * (len(self.names) - len(column)))
 
 
-def _nothing_scored(spec: str, count: int, prompted: int) -> str:
-    text = f"{spec} gave none of the {count} images a score"
-    if prompted < count:
+def _nothing_scored(spec: str, count: int, prompted: int, modality: str) -> str:
+    text = f"{spec} gave none of the {count} {modality}s a score"
+    if prompted < count and modality == "image":
         text += f", and {count - prompted} of them have no prompt: write it into a text file of the same name, or into"
         return text + ' prompts.jsonl ({"file": ..., "prompt": ...})'
     return text + ": it may not know prompts like these"
 
 
-def _summarise(spec: str, unit: str, columns: dict[str, list[float]], broken: int) -> None:
+def _summarise(spec: str, reward: Reward, columns: dict[str, list[float]], broken: int) -> None:
     for name, values in columns.items():
         known = [value for value in values if not math.isnan(value)]
         if not known:
@@ -98,11 +103,11 @@ def _summarise(spec: str, unit: str, columns: dict[str, list[float]], broken: in
         spread = math.sqrt(sum((value - mean) ** 2 for value in known) / len(known))
         click.echo(
             f"{name:<24} mean {mean:.4g}  sd {spread:.3g}  min {min(known):.4g}  max {max(known):.4g}  n {len(known)}"
-            + (f"  {unit}" if name == "score" else "")
+            + (f"  {reward.unit}" if name == "score" else "")
         )
     failed = sum(math.isnan(value) for value in columns["score"])
     if failed or broken:
-        click.echo(f"{failed} images got no score from {spec}, {broken} could not be read")
+        click.echo(f"{failed} {reward.modality}s got no score from {spec}, {broken} could not be read")
 
 
 def from_folder(folder: Path) -> Iterator[tuple[str, Sample | str]]:
@@ -145,6 +150,15 @@ def from_parquet(path: Path) -> Iterator[tuple[str, Sample | str]]:
             yield name, Sample(Prompt(row["prompt"] or ""), image=images.decode(data, f"{name} of {path}"))
         except InputError as error:
             yield name, str(error)
+
+
+def from_texts(path: Path) -> Iterator[tuple[str, Sample | str]]:
+    """Every row of a file with the columns ``prompt``, and ``completion`` or ``text``."""
+    for place, item in preferences.read_texts(path):
+        yield place, f"{path}: {item}" if isinstance(item, Broken) else item
+
+
+FROM_FILE = {"image": from_parquet, "text": from_texts}
 
 
 def check(spec: str, folder: Path | None) -> int:

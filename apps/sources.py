@@ -19,7 +19,7 @@ from diffalign.preferences import Broken
 from diffalign.prompts import of_images, plain
 from diffalign.runs import Run, new_file
 from diffalign.seeds import derive
-from diffalign.types import Policy, Preference, Prompt, Reward, Sample
+from diffalign.types import Modality, Policy, Preference, Prompt, Reward, Sample
 from rewards.rater import SimulatedRaters
 from rewards.rater_file import OVERALL
 
@@ -112,13 +112,38 @@ def recorded_labels(path: Path, held_out: Sequence[Prompt], say: Say) -> Recorde
         found.append(row)
     kept = apart([sample.prompt for sample, _ in found], held_out)
     _say_left_out(say, path, "labels", len(found), len(kept))
-    return Recorded([found[i][0] for i in kept], [found[i][1] for i in kept])
+    modality: Modality = "text" if any(sample.text is not None for sample, _ in found) else "image"
+    return Recorded([found[i][0] for i in kept], [found[i][1] for i in kept], modality)
 
 
-def demonstrations(folder: Path, held_out: Sequence[Prompt], say: Say) -> Recorded:
-    """The images of a folder, with the prompts of its ``prompts.jsonl`` or ``prompts.csv``, that are not held out."""
-    if not folder.is_dir():
-        raise NotFoundError(f"experience.path: {folder} is no folder of images")
+def beside(config: RunConfig, held_out: Sequence[Prompt], say: Say) -> Source | None:
+    """The demonstrations of a supervised term beside the objective, where it has one."""
+    if config.experience.demonstrations is None:
+        return None
+    return demonstrations(Path(config.experience.demonstrations).expanduser(), held_out, say)
+
+
+def demonstrations(path: Path, held_out: Sequence[Prompt], say: Say) -> Recorded:
+    """The images of a folder, with the prompts of its ``prompts.jsonl`` or ``prompts.csv``, or the texts of a file with
+    the columns ``prompt`` and ``completion``; those of held-out prompts are left out.
+    """
+    return _demonstrated_images(path, held_out, say) if path.is_dir() else _demonstrated_texts(path, held_out, say)
+
+
+def _demonstrated_texts(path: Path, held_out: Sequence[Prompt], say: Say) -> Recorded:
+    found: list[Sample] = []
+    for place, sample in preferences.read_texts(path):
+        if isinstance(sample, Broken):
+            raise InputError(f"{path}: {sample}")
+        if not sample.text:
+            raise InputError(f"{path}: {place}: the completion is empty")
+        found.append(sample)
+    kept = apart([sample.prompt for sample in found], held_out)
+    _say_left_out(say, path, "texts", len(found), len(kept))
+    return Recorded([found[i] for i in kept], modality="text")
+
+
+def _demonstrated_images(folder: Path, held_out: Sequence[Prompt], say: Say) -> Recorded:
     asked = of_images(folder)
     if not asked:
         raise InputError(f"{folder} has no prompts.jsonl or prompts.csv that says what its images show")

@@ -192,7 +192,10 @@ def postgresql(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The URL of an empty database of a server that is started for these tests."""
     programs = server_programs()
     if programs is None:
-        pytest.skip("PostgreSQL is not installed (Debian: apt-get install postgresql)")
+        missing = "PostgreSQL is not installed (Debian: apt-get install postgresql)"
+        if "postgresql" in os.environ.get("DIFFALIGN_TEST_REQUIRE", ""):
+            pytest.fail(f"{missing}, and DIFFALIGN_TEST_REQUIRE asks for its tests")
+        pytest.skip(missing)
     if importlib.util.find_spec("psycopg") is None:
         pytest.skip("the package psycopg is not installed")
     # The server refuses to run as root; Debian's package brings a user for it.

@@ -6,7 +6,7 @@ its like those of other tools; ``split`` holds out whole prompts; ``Summary`` co
 
 from __future__ import annotations
 
-from diffalign.preferences.reading import Pairs, read, read_unpaired
+from diffalign.preferences.reading import Pairs, read, read_texts, read_unpaired
 from diffalign.preferences.rows import Broken, Defects
 from diffalign.preferences.splitting import group, split
 from diffalign.preferences.summary import Summary
@@ -14,6 +14,7 @@ from diffalign.preferences.table import Table, write
 from diffalign.preferences.writing import Written, write_kto, write_pick_a_pic, write_rows, write_trl
 
 __all__ = [
-    "Broken", "Defects", "Pairs", "Summary", "Table", "Written", "group", "read", "read_unpaired", "split", "write",
+    "Broken", "Defects", "Pairs", "Summary", "Table", "Written", "group", "read",
+    "read_texts", "read_unpaired", "split", "write",
     "write_kto", "write_pick_a_pic", "write_rows", "write_trl",
 ]  # fmt: skip

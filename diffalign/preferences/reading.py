@@ -188,6 +188,24 @@ def _unpaired(row: Row, folder: Path) -> tuple[Sample, bool]:
     return Sample(asked, text=cells.text(row, "completion" if "completion" in row else "text")), label
 
 
+def read_texts(path: str | Path) -> Iterator[tuple[str, Sample | Broken]]:
+    """Rows of ``prompt`` and ``completion`` or ``text``, each with its place; ``attributes`` go with the prompt."""
+    path = Path(path)
+    if not path.is_file():
+        raise NotFoundError(f"there is no file {path}")
+    source, columns = opened(path)
+    column = next((name for name in ("completion", "text") if name in columns), None)
+    if column is None or "prompt" not in columns:
+        raise InputError(f"{path} has the columns {_listed(columns)}; texts need prompt, and completion or text")
+    for place, row in source(path):
+        try:
+            if isinstance(row, str):
+                raise InputError(row)
+            yield str(place), Sample(cells.prompt(row), text=cells.text(row, column))
+        except InputError as error:
+            yield str(place), Broken(place, str(error))
+
+
 def read_unpaired(path: str | Path) -> Iterator[tuple[Sample, bool] | Broken]:
     """Rows of ``prompt``, ``label`` (was it good?) and ``image``, ``completion`` or ``text``, as KTO learns from."""
     path = Path(path)
