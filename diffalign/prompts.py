@@ -25,7 +25,11 @@ log = logging.getLogger(__name__)
 
 LISTS = {"animals": Path(__file__).parent / "worlds" / "assets" / "animals.txt"}
 """Plain lists that ship with diffalign: common animals, as in the prompts of the DDPO paper."""
-WORLDS = {"emoji": "diffalign.worlds.emoji", "brain-mr": "diffalign.worlds.brain_mr"}
+WORLDS = {
+    "emoji": "diffalign.worlds.emoji",
+    "brain-mr": "diffalign.worlds.brain_mr",
+    "findings": "diffalign.worlds.findings",
+}
 
 
 def load(config: PromptsConfig, seed: int) -> tuple[list[Prompt], list[Prompt]]:

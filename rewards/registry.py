@@ -24,6 +24,23 @@ REWARDS: dict[str, tuple[str, str]] = {
         "rewards.brain_mr_checker:BrainMRChecker",
         "share of a brain-mr prompt's attributes that the image has",
     ),
+    "findings-checker": (
+        "rewards.findings_checker:FindingsChecker",
+        "share of a findings prompt's facts that the text has, and nothing else",
+    ),
+    "findings-gold": (
+        "rewards.findings_gold:FindingsGold",
+        "a findings text that is consistent and easy to read, without getting longer",
+    ),
+    "readability": ("rewards.readability:Readability", "how easy a text is to read (measure=ease or grade)"),
+    "length": ("rewards.text_rules:Length", "minus the words by which a text misses a length (target= or max=)"),
+    "format": ("rewards.text_rules:Format", "whether a text has the form of a regular expression (pattern=)"),
+    "sentiment": ("rewards.sentiment:Sentiment", "how positive a text sounds, by VADER (extra `text`)"),
+    "profanity": ("rewards.sentiment:Profanity", "whether a text has a word of a list of profanities (extra `text`)"),
+    "judge": (
+        "rewards.judge:Judge",
+        "a language model behind a chat endpoint that judges by principles (url=, model=, principles=)",
+    ),
     "hidden-utility": ("rewards.rater:hidden_utility", "what simulated raters want, noise-free (rater=, criterion=)"),
     "preference": (
         "rewards.preference:PreferenceReward",
