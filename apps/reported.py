@@ -1,0 +1,53 @@
+"""What all commands share: errors as one message, and ``--set``."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from collections.abc import Callable
+from functools import wraps
+from typing import Any
+
+import click
+
+from diffalign.errors import DiffalignError
+
+OPTIONAL = dict.fromkeys(("argon2", "authlib", "fastapi", "gradio", "httpx", "uvicorn"), "label")
+OPTIONAL |= {"psycopg": "postgresql"}
+"""Packages that not every installation has, and the extra that brings them."""
+
+
+def reported(command: Callable[..., None]) -> Callable[..., None]:
+    """Turns our own errors into one message and their exit status."""
+
+    @wraps(command)
+    def run(*args: Any, **options: Any) -> None:
+        logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING, stream=sys.stderr)
+        os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+        try:
+            command(*args, **options)
+        except DiffalignError as error:
+            click.echo(f"error: {printable(str(error))}", err=True)
+            sys.exit(error.exit_status)
+        except ModuleNotFoundError as error:
+            package = (error.name or "").partition(".")[0]
+            if package not in OPTIONAL:
+                raise
+            click.echo(
+                f"error: this needs the package {package}: pip install 'diffalign[{OPTIONAL[package]}]'", err=True
+            )
+            sys.exit(2)
+        except KeyboardInterrupt:
+            click.echo("interrupted", err=True)
+            sys.exit(130)
+
+    return run
+
+
+def printable(text: str) -> str:
+    """The text as a terminal may see it: no control codes but the ends of lines, no halves of characters."""
+    return "".join(c if c.isprintable() or c == "\n" else "\N{REPLACEMENT CHARACTER}" for c in text)
+
+
+SET = click.option("--set", "overrides", multiple=True, metavar="A.B=C", help="Change one field; may be repeated.")
