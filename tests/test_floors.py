@@ -177,9 +177,8 @@ def looks_at_the_modality(tree: ast.AST) -> Iterator[int]:
     """Lines that compare something with the name of a modality, or reach for a sample's image or text."""
     for node in ast.walk(tree):
         names = {leaf.value for leaf in ast.walk(node) if isinstance(leaf, ast.Constant)}
-        if isinstance(node, ast.Compare | ast.MatchValue) and names & {"image", "text"}:
-            yield node.lineno
-        elif isinstance(node, ast.Attribute) and node.attr in ("image", "text"):
+        compares = isinstance(node, ast.Compare | ast.MatchValue) and bool(names & {"image", "text"})
+        if compares or (isinstance(node, ast.Attribute) and node.attr in ("image", "text")):
             yield node.lineno
 
 
