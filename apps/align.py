@@ -18,7 +18,7 @@ from diffalign.errors import ConfigError, UserError
 from diffalign.evaluation import Evaluation, evaluate, step_kl
 from diffalign.runs import Run, require_empty, unused_folder, write_text
 from diffalign.trainer import Interrupted, Trainer
-from diffalign.types import LikelihoodPolicy, Scores
+from diffalign.types import Scores
 
 _WATCH = (
     "the loss of DPO starts near ln 2 = 0.693 and hardly falls at first: watch the accuracy (policy/accuracy) and"
@@ -73,7 +73,7 @@ class Job:
         self.config, self.directory = config, directory
         self.train_prompts, self.held_out = prompt_sources.load(config.prompts, config.seed)
         build.check(config)
-        self.policy: LikelihoodPolicy = build.policy(config)
+        self.policy = build.policy(config)
         self.resolved = build.resolved(config, directory.path)
         self.saved: Path | None = None
 
@@ -147,7 +147,7 @@ class Job:
             self.policy,
             self.held_out,
             self.judges.main,
-            self.judges.others,
+            [*self.judges.others, *build.standing(self.policy)],
             trained_on=self.judges.trained_on,
             wanted=self.judges.wanted,
             seeds_per_prompt=self.config.evaluation.seeds_per_prompt,

@@ -16,6 +16,7 @@ from diffalign.config import FITTED, RunConfig, fields_of, is_fitted, parse
 from diffalign.errors import ConfigError, NotFoundError
 from diffalign.types import Reward, Sample
 from pipelines.diffusion import DiffusionPolicy
+from pipelines.fluency import Fluency
 from pipelines.language import LanguagePolicy
 from pipelines.loading import load_policy, modality_of
 from rewards.arguments import split
@@ -202,6 +203,11 @@ def check(config: RunConfig) -> None:
     for spec in [*(entry.reward for entry in config.rewards), *config.evaluation.rewards]:
         if not is_fitted(spec):
             load_reward(spec)
+
+
+def standing(policy: DiffusionPolicy | LanguagePolicy) -> list[Reward]:
+    """What stands beside every evaluation of such a model: of a language model, how fluent its base finds its texts."""
+    return [Fluency(policy)] if isinstance(policy, LanguagePolicy) else []
 
 
 def features(config: RunConfig) -> Callable[[Sequence[Sample]], Tensor] | None:

@@ -37,12 +37,13 @@ def run(model: str, against: str | None, overrides: Sequence[str], out: Path | N
         raise ConfigError(f"{model} is a base model: say what to compare it with, --against MODEL or RUN")
     judges = build.judges(config)
     _, held_out = prompt_sources.load(config.prompts, config.seed)
+    base = first or sampler(config.model, config)
     with Status() as status:
         outcome = evaluate(
-            Pair(second, first or sampler(config.model, config)),
+            Pair(second, base),
             held_out,
             judges.main,
-            judges.others,
+            [*judges.others, *build.standing(base)],
             trained_on=trained_on(model, config, judges),
             wanted=judges.wanted,
             seeds_per_prompt=config.evaluation.seeds_per_prompt,

@@ -231,7 +231,7 @@ def _main_name(config: RunConfig, rows: report_curves.Rows) -> str:
 
 def _sign(evaluation: Mapping[str, Any], main: str) -> int:
     entry = (evaluation.get("rewards") or {}).get(main) or {}
-    return 1 if entry.get("higher_is_better", True) else -1
+    return -1 if entry.get("higher_is_better", True) is False else 1
 
 
 def _marks(main: Row | None, rows: report_curves.Rows) -> list[Mark]:

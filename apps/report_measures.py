@@ -86,7 +86,8 @@ def table(evaluation: Mapping[str, Any]) -> list[Row]:
 
 def _row(name: str, entry: Mapping[str, Any], measures: Collection[str]) -> Row:
     before, after, change = (_interval(entry.get(key)) for key in ("before", "after", "difference"))
-    sign = 1 if entry.get("higher_is_better", True) else -1
+    wanted = entry.get("higher_is_better", True)
+    sign = -1 if wanted is False else 1
     known = [v for interval in (before, after) if interval for v in interval if v is not None]
     parent, _, part = name.rpartition("/")
     return Row(
@@ -97,7 +98,7 @@ def _row(name: str, entry: Mapping[str, Any], measures: Collection[str]) -> Row:
         before=before,
         after=after,
         change=change,
-        direction=_direction(change, sign, _places(known)),
+        direction="unclear" if wanted is None else _direction(change, sign, _places(known)),
         plot=_plot(name, before, after),
         places=_places(known),
     )

@@ -42,8 +42,8 @@ class Measure:
     """``(N,)``; NaN where the measure was not asked of the sample, or failed."""
     after: Floats
     trained_on: bool
-    higher_is_better: bool = True
-    """Of a part of a combination of rewards: what its weight asks for."""
+    higher_is_better: bool | None = True
+    """Of a part of a combination of rewards: what its weight asks for. None: neither, it only describes."""
 
     def known(self) -> NDArray[np.bool_]:
         """``(N,)``: the pairs of which both samples could be judged."""
@@ -242,9 +242,16 @@ def _measures(
             pairs[f"{reward.name}/{part}"] = first.parts.get(part, missing), second.parts.get(part, missing)
         for name, scores in pairs.items():
             a, b = (values.double().cpu().numpy() for values in scores)
-            better = [value for key, value in wanted.items() if f"{name}/".startswith(f"{key}/")]
-            measures[name] = Measure(a, b, reward.name in trained_on, (better or [reward.higher_is_better])[0])
+            better: list[bool | None] = [value for key, value in wanted.items() if f"{name}/".startswith(f"{key}/")]
+            own = reward.higher_is_better if name == reward.name else _direction_of(reward, name.rpartition("/")[2])
+            measures[name] = Measure(a, b, reward.name in trained_on, (better or [own])[0])
     return measures
+
+
+def _direction_of(reward: Reward, part: str) -> bool | None:
+    """Whether more of a part is better: as the reward's ``directions`` say, or as of the reward itself."""
+    directions: Mapping[str, bool | None] = getattr(reward, "directions", {})
+    return directions.get(part, reward.higher_is_better)
 
 
 def diversity(
@@ -305,7 +312,7 @@ def verdict(evaluation: Evaluation) -> dict[str, Any]:
     alarms, praise = [], []
     for name, measure in evaluation.measures.items():
         change = evaluation.difference(measure)
-        if change["ci95"] is None:
+        if change["ci95"] is None or measure.higher_is_better is None:
             continue
         low, high = change["ci95"] if measure.higher_is_better else [-end for end in reversed(change["ci95"])]
         if high < 0 and _matters(evaluation, name, abs(change["mean"])):
@@ -359,5 +366,5 @@ def _moved(evaluation: Evaluation, name: str, change: float) -> str:
         what = ", which was not trained on," if trained else ""
     else:
         what = ", the reward itself," if name == evaluation.main else ", a part of the reward,"
-    less = "" if measure.higher_is_better else " (less is better)"
+    less = "" if measure.higher_is_better is not False else " (less is better)"
     return f"{name}{what} {'fell' if change < 0 else 'rose'} by {abs(change):.3g}{less}"

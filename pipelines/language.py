@@ -264,12 +264,18 @@ class LanguagePolicy:
         logits = self._logits([sample.prompt for sample in samples], tokens, mask)
         return torch.where(mask, _chosen(logits, tokens), 0.0).sum(1)
 
-    def _completion(self, sample: Sample) -> list[int]:
+    def length(self, sample: Sample) -> int:
+        """Tokens of a sample's text, its end among them."""
+        return len(self._tokens(sample))
+
+    def _tokens(self, sample: Sample) -> list[int]:
         if sample.text is None:
             raise InputError("a sample has no text, so a language model cannot say how likely it is")
         tokens = list(self.tokenizer(sample.text, add_special_tokens=False).input_ids)
-        if sample.evidence.get("finished", True):
-            tokens.append(self.end)
+        return [*tokens, self.end] if sample.evidence.get("finished", True) else tokens
+
+    def _completion(self, sample: Sample) -> list[int]:
+        tokens = self._tokens(sample)
         if not tokens:
             raise InputError(f"the completion of prompt {sample.prompt.key[:60]!r} is empty")
         if len(tokens) > self.context - 1:

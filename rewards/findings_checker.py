@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import ClassVar
 
 import torch
 
@@ -41,6 +42,7 @@ class FindingsChecker:
     unit = "fraction"
     range = (0.0, 1.0)
     higher_is_better = True
+    directions: ClassVar[Mapping[str, bool | None]] = {"invented": False}
 
     def __call__(self, samples: Sequence[Sample]) -> Scores:
         """Accuracy ``(B,)`` over the facts; NaN for a sample without a text (an empty text is 0).

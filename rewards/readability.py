@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 
@@ -101,6 +101,8 @@ class Readability:
     """Flesch reading ease (``measure=ease``), or Flesch–Kincaid grade (``measure=grade``), where less is easier."""
 
     modality: Modality = "text"
+    directions: ClassVar[Mapping[str, bool | None]] = dict.fromkeys(("words", "words a sentence", "syllables a word"))
+    """The parts describe; none of them is better for being more, or less."""
 
     def __init__(self, measure: Literal["ease", "grade"] = "ease", name: str = "") -> None:
         self.name = name or ("readability" if measure == "ease" else "readability-grade")

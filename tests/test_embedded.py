@@ -21,7 +21,9 @@ FLOORS = {"emoji": 0.75, "brain-mr": 0.8}
 
 
 def test_the_names() -> None:
-    assert embedded_models() == ["brain-mr", "emoji"]
+    assert embedded_models() == ["brain-mr", "emoji", "findings-lm"]
+    assert embedded_models("image") == ["brain-mr", "emoji"]
+    assert embedded_models("text") == ["findings-lm"]
 
 
 def test_the_whole_set_is_small_and_safe() -> None:

@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from PIL import Image
 from apps.outcome import show
 from diffalign.config import AdapterConfig, SamplerConfig
 from diffalign.errors import ConfigError
-from diffalign.evaluation import Evaluation, Measure, diversity, evaluate, mean_interval, verdict
+from diffalign.evaluation import Evaluation, Measure, _direction_of, diversity, evaluate, mean_interval, verdict
 from diffalign.looks import coarse_pixels
 from diffalign.types import Modality, Prompt, Rollout, Sample, Scores, StepLikelihood
 from pipelines.diffusion import DiffusionPolicy
@@ -257,3 +258,24 @@ def test_a_reward_that_fell_was_not_over_optimised() -> None:
     rose = verdict(evaluation(reward=flat(0.5, 0.6, True), other=flat(0.5, 0.3, False)))
     assert fell["alarm"] and fell["text"].startswith("Clearly worse: reward, the reward itself")
     assert rose["alarm"] and rose["text"].startswith("Over-optimised: other")
+
+
+def test_parts_may_have_a_direction_of_their_own_or_none() -> None:
+    """Less of `errors` is better, and `size` only describes: its fall is no alarm, the rise of errors is one."""
+
+    class Described(Scripted):
+        directions: ClassVar[dict[str, bool | None]] = {"errors": False, "size": None}
+
+    rising = np.linspace(0, 1, 12)
+    groups = np.arange(12)
+    found = {
+        name: Measure(rising, rising + step, False, direction)
+        for name, step, direction in [("main", 0.0, True), ("main/errors", 0.1, False), ("main/size", -0.1, None)]
+    }
+    outcome = Evaluation(found, groups, "main", (1.0, 1.0), {})
+    text = verdict(outcome)["text"]
+    assert verdict(outcome)["alarm"] and "main/errors" in text and "size" not in text
+    assert outcome.to_json()["rewards"]["main/size"]["higher_is_better"] is None
+    assert _direction_of(Described("a"), "errors") is False
+    assert _direction_of(Described("a"), "size") is None
+    assert _direction_of(Described("a"), "other") is True

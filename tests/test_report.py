@@ -384,7 +384,8 @@ def logged(run: Run, policy: DiffusionPolicy) -> set[str]:
     trainer.train()
     one = torch.ones(1, 1)
     _, other = policy_gradient.reinforce(one, one, one[0], one > 0)
-    found = {name for row in run.metrics() for name in row} | {f"policy/{name}" for name in other}
+    _, valued = policy_gradient.value_clip(one, one, one, one > 0, clip_range=0.2)
+    found = {name for row in run.metrics() for name in row} | {f"policy/{name}" for name in other | valued}
     for objective, source in (
         ("dpo", "pairs"),
         ("kto", "labels"),
@@ -400,7 +401,7 @@ def logged(run: Run, policy: DiffusionPolicy) -> set[str]:
 def written_down() -> set[str]:
     """The names in the sources, with PART for what is filled in: also those that a short run never reaches."""
     names = set()
-    for path in ("diffalign/trainer.py", "diffalign/experience.py", "apps/align.py"):
+    for path in ("diffalign/trainer.py", "diffalign/actor_critic.py", "diffalign/experience.py", "apps/align.py"):
         for node in ast.walk(ast.parse((ROOT / path).read_text())):
             if isinstance(node, ast.JoinedStr):
                 text = "".join(str(v.value) if isinstance(v, ast.Constant) else "PART" for v in node.values)
@@ -408,7 +409,7 @@ def written_down() -> set[str]:
                 text = node.value
             else:
                 continue
-            if re.fullmatch(r"(reward|policy|advantage|experience|distance|time|count|held_out)/\S+", text):
+            if re.fullmatch(r"(reward|policy|advantage|critic|experience|distance|time|count|held_out)/\S+", text):
                 names.add(text)
     return names - {"policy/PART"}
 
