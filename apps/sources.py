@@ -50,7 +50,8 @@ def source(
         case "best-of-n":
             return BestOfN(reward, prompts, wanted.keep)
         case "online-pairs" if wanted.rater is not None:
-            return JudgedPairs(partial(SimulatedRaters.load(wanted.rater).judge, criteria=[OVERALL]), prompts)
+            raters = SimulatedRaters.load(wanted.rater)
+            return JudgedPairs(partial(raters.judge, criteria=[OVERALL]), prompts, raters.modality)
         case "online-pairs":
             return OnlinePairs(reward, prompts)
         case "pairs":
@@ -237,12 +238,14 @@ def collected_labels(
     for samples in _sampled(policy, prompts, 1, config.experience.collect, config.seed, progress):
         good = raters.good(samples, derive(config.seed, "judge"))
         for sample, label in zip(samples, good, strict=True):
-            assert sample.image is not None
+            shown: dict[str, object] = {"text": sample.text}
+            if sample.image is not None:
+                shown = {"image": {"bytes": images.png_bytes(sample.image), "path": None}}
             rows.append(
                 {
                     "prompt": sample.prompt.text, "prompt_id": sample.prompt.id,
                     "attributes": json.dumps(dict(sample.prompt.attributes)),
-                    "image": {"bytes": images.png_bytes(sample.image), "path": None}, "label": label,
+                    **shown, "label": label,
                 }
             )  # fmt: skip
     with new_file(path) as temporary:

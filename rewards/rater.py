@@ -35,8 +35,10 @@ from diffalign.types import Modality, Preference, Reward, Sample, Scores
 from rewards import rater_file
 from rewards.brain_mr_checker import BrainMRChecker
 from rewards.emoji_checker import EmojiChecker
+from rewards.findings_checker import FindingsChecker
 from rewards.rater_file import OVERALL, RaterFile
 from rewards.rater_tastes import TASTES, pixels
+from rewards.rater_words import WORDS
 
 Terms = Mapping[str, float]
 
@@ -56,10 +58,15 @@ class SimulatedRaters:
 
     @classmethod
     def load(cls, name_or_path: str | Path) -> SimulatedRaters:
-        """Raters by the name of a shipped file (``emoji``, ``brain-mr``), or by a path."""
+        """Raters by the name of a shipped file (``emoji``, ``brain-mr``, ``findings``), or by a path."""
         path = rater_file.find(name_or_path)
         digest = hashlib.sha256(path.read_bytes()).hexdigest()
         return cls(rater_file.read(path), file=path.name, sha256=digest)
+
+    @property
+    def modality(self) -> Modality:
+        """What they look at."""
+        return "text" if self.profile.world in WORDS else "image"
 
     @property
     def criteria(self) -> list[str]:
@@ -116,19 +123,24 @@ class SimulatedRaters:
     def terms(self, sample: Sample) -> dict[str, float]:
         """What the raters see in a sample, each in [0, 1]; attributes that the prompt does not ask for are left out.
 
-        Raises InputError where the prompt is none of the raters' world or there is no image.
+        Raises InputError where the prompt is none of the raters' world, or there is nothing to look at.
         """
-        if sample.image is None:
-            raise InputError(f"a simulated rater looks at images; the sample of {sample.prompt.text!r} has none")
-        credit = _checker(self.profile.world)([sample])
+        if (sample.image if self.modality == "image" else sample.text) is None:
+            raise InputError(
+                f"the simulated rater {self.profile.name} looks at {self.modality}s; the sample of"
+                f" {sample.prompt.text!r} has none"
+            )
+        try:
+            credit = _checker(self.profile.world)([sample])
+        except InputError:
+            credit = Scores(torch.full((1,), math.nan))
         if credit.total.isnan().any():
             raise InputError(
                 f"the simulated rater {self.profile.name} judges the world {self.profile.world}, and"
                 f" {sample.prompt.text!r} is no prompt of it"
             )
         found = {name: float(part[0]) for name, part in credit.parts.items() if name in self.profile.asked}
-        seen = pixels(sample.image)
-        found |= {name: TASTES[self.profile.world][name](seen) for name in self.profile.taste}
+        found |= _tastes(self.profile, sample)
         return {name: value for name, value in found.items() if not math.isnan(value)}
 
     def utilities(self, sample: Sample, criterion: str = OVERALL) -> list[float]:
@@ -177,18 +189,18 @@ class HiddenUtility:
     ``parts`` are the terms themselves, in [0, 1], NaN where the prompt does not ask for them.
     """
 
-    modality: Modality = "image"
     unit = "utility"
     higher_is_better = True
 
     def __init__(self, raters: SimulatedRaters, criterion: str = OVERALL) -> None:
         self.raters, self.criterion = raters, criterion
+        self.modality: Modality = raters.modality
         self._weights = raters._weights(criterion)
         self.name = "hidden-utility" if criterion == OVERALL else f"hidden-utility-{'-'.join(criterion.split())}"
         self.range = (-1.0 if any(weight < 0 for weight in self._weights[0].values()) else 0.0, 1.0)
 
     def __call__(self, samples: Sequence[Sample]) -> Scores:
-        """Utilities ``(B,)``; NaN for a sample without an image or with a prompt that is none of the raters' world."""
+        """Utilities ``(B,)``; NaN where there is nothing to look at, or the prompt is none of the raters' world."""
         parts = {term: torch.full((len(samples),), math.nan) for term in self._weights[0]}
         total = torch.full((len(samples),), math.nan)
         for i, sample in enumerate(samples):
@@ -215,7 +227,7 @@ class _Memory:
         self._seen: dict[tuple[int, int], tuple[Sample, Terms]] = {}
 
     def __call__(self, sample: Sample) -> Terms:
-        key = id(sample.image), id(sample.prompt)
+        key = id(sample.text if sample.image is None else sample.image), id(sample.prompt)
         # The sample is kept beside its terms, for an id belongs to an object only as long as that lives.
         if key not in self._seen:
             self._seen[key] = sample, self._raters.terms(sample)
@@ -236,11 +248,21 @@ def _identities(first: Sample, second: Sample) -> tuple[object, object]:
 
 
 def _fingerprint(sample: Sample) -> str:
-    data = b"" if sample.image is None else to_rgb(sample.image).tobytes()
+    said = (sample.text or "").encode("utf-8", "surrogatepass")
+    data = said if sample.image is None else to_rgb(sample.image).tobytes()
     return hashlib.sha256(data).hexdigest()
+
+
+def _tastes(profile: RaterFile, sample: Sample) -> dict[str, float]:
+    if sample.image is None:
+        return {name: WORDS[profile.world][name](sample) for name in profile.taste}
+    seen = pixels(sample.image)
+    return {name: TASTES[profile.world][name](seen) for name in profile.taste}
 
 
 @cache
 def _checker(world: str) -> Reward:
+    if world in WORDS:
+        return FindingsChecker()
     # One image at a time, so that not even the last bit of a utility depends on the batch.
     return EmojiChecker(graded=True) if world == "emoji" else BrainMRChecker(graded=True, batch_size=1)

@@ -15,16 +15,24 @@ from diffalign.errors import ConfigError, NotFoundError
 from diffalign.worlds import brain_mr
 from rewards.emoji_checker import ATTRIBUTES
 from rewards.rater_tastes import TASTES
+from rewards.rater_words import WORDS
 
 SHIPPED = Path(__file__).parent / "raters"
-ASKED: dict[str, tuple[str, ...]] = {"emoji": ATTRIBUTES, "brain-mr": brain_mr.FIELDS}
+ASKED: dict[str, tuple[str, ...]] = {
+    "emoji": ATTRIBUTES,
+    "brain-mr": brain_mr.FIELDS,
+    "findings": brain_mr.FIELDS,
+}
 """Per world: the attributes that its checker answers."""
 ALWAYS_ASKED: dict[str, frozenset[str]] = {
     "emoji": frozenset({"object", "background"}),
     "brain-mr": frozenset({"plane", "contrast", "lesion"}),
+    "findings": frozenset({"level", "lesion"}),
 }
 """Per world: the attributes that every prompt asks for."""
 OVERALL = "overall"
+MEASURES: dict[str, tuple[str, ...]] = {world: tuple(found) for world, found in {**TASTES, **WORDS}.items()}
+"""Per world: the tastes that a rater of it can have."""
 
 Number = Annotated[float, Field(strict=True, allow_inf_nan=False)]
 """Strict, so that neither a text nor true and false is taken for a number."""
@@ -67,7 +75,7 @@ class RaterFile(Section):
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9 ._-]*$")
     """First part of the raters' pseudonyms."""
-    world: Literal["emoji", "brain-mr"]
+    world: Literal["emoji", "brain-mr", "findings"]
     asked: dict[str, Positive] = Field(default_factory=dict)
     """Weight of each attribute that a prompt can ask for; one that is left out does not count."""
     taste: dict[str, Number] = Field(default_factory=dict)
@@ -89,7 +97,7 @@ class RaterFile(Section):
 
     @model_validator(mode="after")
     def _known(self) -> RaterFile:
-        known = {"asked": ASKED[self.world], "taste": tuple(TASTES[self.world])}
+        known = {"asked": ASKED[self.world], "taste": tuple(MEASURES[self.world])}
         for kind, names in known.items():
             for name in getattr(self, kind):
                 _check_name(name, names, f"{kind} of the world {self.world}")
@@ -99,7 +107,7 @@ class RaterFile(Section):
                     _check_name(name, tuple(getattr(self, kind)), f"{kind} of this file, in criterion {title!r}")
         for title in self.titles():
             terms = self.terms(title)
-            if not any(terms.get(name) for name in (*ALWAYS_ASKED[self.world], *TASTES[self.world])):
+            if not any(terms.get(name) for name in (*ALWAYS_ASKED[self.world], *MEASURES[self.world])):
                 raise ValueError(
                     f"criterion {title!r} is about nothing that every prompt has: give a weight above 0 to one of"
                     f" {', '.join(sorted(ALWAYS_ASKED[self.world]))}, or to a taste"

@@ -18,7 +18,7 @@ from diffalign.types import Preference, Prompt, Reward, Sample
 from diffalign.worlds import brain_mr, emoji
 from rewards import rater_file
 from rewards.rater import HiddenUtility, SimulatedRaters
-from rewards.rater_file import ALWAYS_ASKED, ASKED
+from rewards.rater_file import ALWAYS_ASKED, ASKED, MEASURES
 from rewards.rater_tastes import TASTES, pixels
 from rewards.registry import load
 
@@ -126,7 +126,7 @@ def test_terms_are_the_checkers_credit_and_the_tastes() -> None:
 
 def test_names_of_attributes_and_tastes_never_meet() -> None:
     for world, names in ASKED.items():
-        assert not set(names) & set(TASTES[world])
+        assert not set(names) & set(MEASURES[world])
         assert ALWAYS_ASKED[world] <= set(names)
 
 
@@ -326,7 +326,7 @@ def test_a_reward_by_name(write: Write) -> None:
         ({"criteria": {"a": {"asked": ["count"]}}}, "'count' is no asked of this file, in criterion 'a'"),
         ({"raters": {"count": 2, "overlap": 3}}, "overlap 3 asks for more raters than there are"),
         ({"lapse": 1.5}, "lapse: input should be less than or equal to 1"),
-        ({"world": "text"}, "world: input should be 'emoji' or 'brain-mr'"),
+        ({"world": "text"}, "world: input should be 'emoji', 'brain-mr' or 'findings'"),
         ({"name": "a/b"}, "name: string should match"),
     ],
 )
@@ -351,4 +351,4 @@ def test_a_file_that_is_no_mapping(tmp_path: Path) -> None:
     path.write_bytes(b"\xff\xfe")
     with pytest.raises(ConfigError, match="not UTF-8"):
         SimulatedRaters.load(path)
-    assert rater_file.shipped() == ["brain-mr", "emoji"]
+    assert rater_file.shipped() == ["brain-mr", "emoji", "findings"]

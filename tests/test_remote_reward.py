@@ -108,6 +108,7 @@ def test_everything_about_a_sample_arrives() -> None:
     reward = Shade()
     prompt = Prompt("ein Würfel ✓", "id-1", {"n": 3, "deep": {"list": [1.5, None, "a"]}}, "blurred")
     noisy = Image.effect_noise((9, 7), 80).convert("RGB")
+    noisy.putpixel((0, 0), (90, 90, 90))  # 0 and 255 stand for what is not finite
     sent = [
         Sample(prompt, noisy, seed=2**62, evidence={"truth": [1, 2]}),
         Sample(Prompt("grey"), Image.effect_noise((9, 7), 80)),
