@@ -258,3 +258,12 @@ def test_calls_are_counted_by_what_became_of_them() -> None:
     assert counter.take() == {}
     counter.calls.update(counted)
     assert counter.take() == {"forward and backward, batch 5": 1, "forward, batch 3": 2}
+
+
+@pytest.mark.parametrize("run", ["second", "third", "checked"])
+def test_the_recorded_loop_made_the_model_better_by_what_it_was_not_trained_on(run: str) -> None:
+    """From labels that came over HTTP to a better model: by the held-out checker, the interval above 0."""
+    recorded = json.loads((RECORDED / "results" / "closed_loop.json").read_text())[run]["rewards"]
+    checker = recorded["brain-mr-checker"]
+    assert checker["trained_on"] is False
+    assert checker["difference"]["ci95"][0] > 0
