@@ -44,6 +44,8 @@ class Measure:
     trained_on: bool
     higher_is_better: bool | None = True
     """Of a part of a combination of rewards: what its weight asks for. None: neither, it only describes."""
+    tolerance: float = 0.0
+    """How far it may fall without an alarm, in its own unit, where the reward says so."""
 
     def known(self) -> NDArray[np.bool_]:
         """``(N,)``: the pairs of which both samples could be judged."""
@@ -244,7 +246,8 @@ def _measures(
             a, b = (values.double().cpu().numpy() for values in scores)
             better: list[bool | None] = [value for key, value in wanted.items() if f"{name}/".startswith(f"{key}/")]
             own = reward.higher_is_better if name == reward.name else _direction_of(reward, name.rpartition("/")[2])
-            measures[name] = Measure(a, b, reward.name in trained_on, (better or [own])[0])
+            tolerance = getattr(reward, "tolerance", 0.0) if name == reward.name else 0.0
+            measures[name] = Measure(a, b, reward.name in trained_on, (better or [own])[0], tolerance)
     return measures
 
 
@@ -352,6 +355,8 @@ def _matters(evaluation: Evaluation, name: str, fall: float) -> bool:
     measure = evaluation.measures[name]
     if name == evaluation.main and measure.trained_on:
         return True
+    if measure.tolerance:
+        return fall > measure.tolerance
     values = np.concatenate([measure.before[measure.known()], measure.after[measure.known()]])
     fraction = bool((values >= 0).all() and (values <= 1).all())
     margin = MARGIN if measure.trained_on else LEAST

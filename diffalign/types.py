@@ -107,7 +107,8 @@ class Reward(Protocol):
     range: tuple[float, float]
     """Lowest and highest value the score can take; infinities where it has no bound."""
     higher_is_better: bool
-    # A reward may also have ``directions``: by the name of a part, whether more of it is better, None for neither.
+    # A reward may also have ``directions`` (by the name of a part, whether more of it is better, None for neither) and
+    # ``tolerance`` (how far its total may fall, where it was not trained on, before an evaluation raises the alarm).
 
     def __call__(self, samples: Sequence[Sample]) -> Scores:
         """Scores of the samples, in their order."""

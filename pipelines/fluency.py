@@ -23,6 +23,8 @@ class Fluency:
     unit = "nats per token"
     range = (-math.inf, 0.0)
     higher_is_better = True
+    tolerance = 0.1
+    """Whatever a policy learns moves it away from its base: a perplexity that is 10 % higher is no alarm."""
 
     def __init__(self, policy: LanguagePolicy) -> None:
         self.policy = policy

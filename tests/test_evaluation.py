@@ -279,3 +279,14 @@ def test_parts_may_have_a_direction_of_their_own_or_none() -> None:
     assert _direction_of(Described("a"), "errors") is False
     assert _direction_of(Described("a"), "size") is None
     assert _direction_of(Described("a"), "other") is True
+
+
+def test_a_measure_may_fall_within_its_tolerance() -> None:
+    """0.05 of a tolerance of 0.1 is no alarm, 0.2 is one."""
+    rising = np.linspace(-1, 0, 12)
+    for fall, alarm in ((0.05, False), (0.2, True)):
+        found = {
+            "main": Measure(rising, rising + 0.1, True),
+            "fluency": Measure(rising, rising - fall, False, True, 0.1),
+        }
+        assert verdict(Evaluation(found, np.arange(12), "main", (1.0, 1.0), {}))["alarm"] is alarm
