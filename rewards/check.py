@@ -8,7 +8,7 @@ from __future__ import annotations
 import io
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib import import_module
 from typing import Literal
@@ -18,10 +18,11 @@ import torch
 from PIL import Image, ImageChops
 from torch import Tensor
 
-from diffalign.errors import ConfigError, InputError
+from diffalign.errors import InputError
 from diffalign.images import to_rgb, to_tensor
 from diffalign.seeds import derive
-from diffalign.types import Prompt, Reward, Sample, Scores
+from diffalign.types import Modality, Prompt, Reward, Sample, Scores
+from diffalign.worlds import findings
 
 Severity = Literal["ok", "warning", "problem"]
 
@@ -94,8 +95,9 @@ def check(reward: Reward, samples: Sequence[Sample] | None = None) -> Report:
         _determinism(reward, samples, total, say)
         _independence(reward, samples, total, say)
         _empty(reward, say)
-        if reward.modality == "image" and all(sample.image is not None for sample in samples):
+        if all((sample.text if reward.modality == "text" else sample.image) is not None for sample in samples):
             _sensitivity(reward, samples, total, say)
+        if reward.modality == "image" and all(sample.image is not None for sample in samples):
             _gradient(reward, samples, total, say)
     except _UnusableError:
         pass
@@ -103,12 +105,12 @@ def check(reward: Reward, samples: Sequence[Sample] | None = None) -> Report:
 
 
 def probes(reward: Reward, count: int = 48, seed: int = 0) -> list[Sample]:
-    """Samples of the embedded world that an image reward can judge best: a third of them right for their prompt.
+    """Samples of the embedded world that a reward can judge best: a third of them right for their prompt.
 
-    The others show a scene of another prompt; half of the images are noisy.
+    The others show a scene of another prompt, and half of the images are noisy; of texts, those of the findings world.
     """
-    if reward.modality != "image":
-        raise ConfigError(f"there are image samples only, and {reward.name} judges {reward.modality}s")
+    if reward.modality == "text":
+        return _texts(count, seed)
     choices = [_scenes(world, count, seed) for world in WORLDS]
 
     def judged(samples: list[Sample]) -> float:
@@ -118,6 +120,13 @@ def probes(reward: Reward, count: int = 48, seed: int = 0) -> list[Sample]:
             return 0.0
 
     return max(choices, key=judged)
+
+
+def _texts(count: int, seed: int) -> list[Sample]:
+    examples = [findings.example(derive(seed, "reward check", "findings", i)) for i in range(count)]
+    return [
+        Sample(one.prompt, text=(one if i % 3 == 0 else examples[i - 1]).text, seed=i) for i, one in enumerate(examples)
+    ]
 
 
 def _scenes(world: str, count: int, seed: int) -> list[Sample]:
@@ -240,9 +249,8 @@ def _empty(reward: Reward, say: _Speaker) -> None:
 def _sensitivity(reward: Reward, samples: Sequence[Sample], total: Tensor, say: _Speaker) -> None:
     """What nobody can see should hardly move the score: it would be the first thing that training finds."""
     spread = float(total[total.isfinite()].std())
-    changes: dict[str, Callable[[Image.Image], Image.Image]] = {"a shift by one pixel": _shift, "JPEG 95": _jpeg}
-    for name, change in changes.items():
-        changed = [replace(s, image=change(to_rgb(s.image))) for s in samples if s.image is not None]
+    for name, change in CHANGES[reward.modality].items():
+        changed = [change(sample) for sample in samples]
         moved = (_call(reward, changed).total - total).abs()
         moved = moved[moved.isfinite()]
         if not len(moved):
@@ -252,6 +260,14 @@ def _sensitivity(reward: Reward, samples: Sequence[Sample], total: Tensor, say: 
         brittle = "; it rewards what cannot be seen" if share > 0.5 else ""
         severity: Severity = "warning" if brittle else "ok"
         say(severity, "sensitivity", f"{name} moves the median score by {share:.2f} of their spread{brittle}.")
+
+
+def _redrawn(change: Callable[[Image.Image], Image.Image]) -> Callable[[Sample], Sample]:
+    return lambda sample: sample if sample.image is None else replace(sample, image=change(to_rgb(sample.image)))
+
+
+def _respaced(change: Callable[[str], str]) -> Callable[[Sample], Sample]:
+    return lambda sample: sample if sample.text is None else replace(sample, text=change(sample.text))
 
 
 def _shift(image: Image.Image) -> Image.Image:
@@ -264,6 +280,16 @@ def _jpeg(image: Image.Image) -> Image.Image:
     buffer = io.BytesIO()
     image.save(buffer, format="JPEG", quality=95, subsampling=0)
     return to_rgb(Image.open(buffer))
+
+
+CHANGES: Mapping[Modality, Mapping[str, Callable[[Sample], Sample]]] = {
+    "image": {"a shift by one pixel": _redrawn(_shift), "JPEG 95": _redrawn(_jpeg)},
+    "text": {
+        "a line break at the end": _respaced(lambda text: text + "\n"),
+        "doubled spaces": _respaced(lambda text: text.replace(" ", "  ")),
+    },
+}
+"""What nobody would see, by modality."""
 
 
 def _gradient(reward: Reward, samples: Sequence[Sample], total: Tensor, say: _Speaker) -> None:

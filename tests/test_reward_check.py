@@ -12,10 +12,11 @@ import pytest
 import torch
 from PIL import Image
 
-from diffalign.errors import ConfigError, InputError
+from diffalign.errors import InputError
 from diffalign.types import Prompt, Sample, Scores
 from rewards.check import Report, check, probes
 from rewards.jpeg import Compressibility
+from rewards.registry import load
 
 
 def brightness(samples: Sequence[Sample]) -> list[float]:
@@ -165,10 +166,26 @@ def test_probes_are_of_the_world_that_the_reward_knows() -> None:
     assert [s.image.tobytes() for s in first if s.image] == [s.image.tobytes() for s in again if s.image]
     text = Scripted()
     vars(text)["modality"] = "text"
-    with pytest.raises(ConfigError):
-        probes(text)
+    assert all(sample.text and "row: " in sample.prompt.text for sample in probes(text, 8))
 
 
 def test_without_samples_it_makes_its_own() -> None:
     report = check(Compressibility())
     assert report.fit, str(report)
+
+
+class Spaces:
+    """How many spaces and line breaks a text has: nobody can see them."""
+
+    name, modality, unit, range, higher_is_better = "spaces", "text", "spaces", (0.0, math.inf), True
+
+    def __call__(self, samples: Sequence[Sample]) -> Scores:
+        return Scores(torch.tensor([float(sum(c.isspace() for c in s.text or "")) for s in samples]))
+
+
+def test_a_reward_of_texts_is_checked_on_texts() -> None:
+    """The checker of findings is fit; one that counts spaces is warned of, by what doubles them."""
+    fit = check(load("findings-checker"))
+    assert fit.fit and "doubled spaces moves" in str(fit)
+    warned = [finding.message for finding in check(Spaces()).findings if finding.severity == "warning"]  # type: ignore[arg-type]
+    assert any("doubled spaces" in message and "cannot be seen" in message for message in warned)
