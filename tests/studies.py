@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from itertools import count
 from pathlib import Path
 from typing import Any
 
+import pytest
 from sqlalchemy import select
 
-from diffalign.study import Answer, Assignment, Protocol, Study, StudyPair, database
+from diffalign.study import Answer, Assignment, Protocol, Study, StudyPair, database, store
 from diffalign.study.schema import Base
 from diffalign.types import Prompt, Sample
 
@@ -19,6 +21,13 @@ def text_pair(number: int, prompt: str | None = None, **more: Any) -> StudyPair:
     return StudyPair(
         asked, Sample(asked, text=f"one {number}"), Sample(asked, text=f"two {number}"), "base", "tuned", **more
     )
+
+
+@pytest.fixture(autouse=True)
+def known_uids(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What claims draw depends on the uid: the same in each run, in modules that import this."""
+    numbers = count()
+    monkeypatch.setattr(store, "new_uid", lambda: f"{next(numbers):032x}")
 
 
 class Clock:

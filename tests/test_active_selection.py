@@ -22,7 +22,9 @@ from diffalign.study import Answer, Protocol, Study, StudyPair
 from diffalign.study.posterior import posterior
 from diffalign.study.schema import AssignmentRow, ContestRow, PairRow
 from diffalign.types import Prompt, Sample
-from tests.studies import RULES, Clock, claimed, for_first, made, rows
+from tests.studies import RULES, Clock, claimed, for_first, known_uids, made, rows, vote_all
+
+__all__ = ["known_uids"]
 
 ARMS = [f"arm {i:02}" for i in range(12)]
 CHECKED = (25, 50, 75, 100, 125, 150, 175, 200)
@@ -155,6 +157,26 @@ def test_a_begun_pair_is_finished_and_keeps_how_it_was_chosen(tmp_path: Path) ->
         ways.setdefault(row.pair_id, set()).add(row.chosen)
     assert len(ways) == 12 and all(len(way) == 1 for way in ways.values())
     assert {"random", "active"} == set().union(*ways.values())
+
+
+def test_a_repeat_does_not_say_how_its_pair_was_chosen(tmp_path: Path) -> None:
+    """Rater a votes, gets the repeat, undoes the vote and skips the pair: for b and c it begins anew, at random.
+
+    How a pair was chosen is what its first ordinary assignment says, and the repeat comes before theirs.
+    """
+    study = made(tmp_path, pairs=8, more="overlap: 3\nrepeat_share: 0.5\nrepeat_after: 1\n", raters="abc")
+    token = claimed(study, "a").token
+    while not rows(study, AssignmentRow)[-1].repeat:
+        study.vote("a", token, Answer("left"))
+        token = claimed(study, "a").token
+    again = rows(study, AssignmentRow)[-1]
+    first = next(row for row in rows(study, AssignmentRow) if row.pair_id == again.pair_id)
+    while study.undo("a").token != first.token:
+        pass
+    study.skip("a", first.token)
+    vote_all(study, "bc")
+    ways = {row.chosen for row in rows(study, AssignmentRow) if row.pair_id == first.pair_id and not row.repeat}
+    assert ways == {"random"}
 
 
 def test_pairs_of_one_arm_are_never_chosen_for_what_they_tell(tmp_path: Path) -> None:

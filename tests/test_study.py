@@ -10,6 +10,7 @@ from collections import Counter
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -26,10 +27,13 @@ from PIL import Image, PngImagePlugin
 
 from diffalign.errors import ConfigError, InputError, NotFoundError, RefusedError
 from diffalign.preferences import Table, write
-from diffalign.study import Answer, Point, Protocol, Study, StudyPair, Turn
-from diffalign.study.schema import AssignmentRow, EventRow, PairRow, SampleRow, VoteRow
+from diffalign.study import Answer, Point, Protocol, Study, StudyPair, Turn, report, store
+from diffalign.study.export import live_votes
+from diffalign.study.schema import AssignmentRow, EventRow, ItemRow, PairRow, SampleRow, VoteRow
 from diffalign.types import Prompt, Sample
-from tests.studies import RULES, Clock, claimed, made, rows, text_pair
+from tests.studies import RULES, Clock, claimed, known_uids, made, rows, text_pair
+
+__all__ = ["known_uids"]
 
 HOSTILE = (
     "<script>alert(1)</script>",
@@ -204,11 +208,80 @@ def test_a_late_vote_counts_while_its_place_is_free(tmp_path: Path) -> None:
     study = made(tmp_path, pairs=1, clock=clock)
     late = claimed(study, "a")
     clock.time += 10_000
-    assert study.release_expired() == 1
-    assert study.release_expired() == 0
+    assert study.turn("b", "disputed").now is None  # whoever asks for anything takes back what others left lying
+    assert rows(study, AssignmentRow)[0].state == "expired" and rows(study, PairRow)[0].taken == 0
     study.vote("a", late.token, Answer("left"))
     assert study.claim("b") is None
     assert rows(study, PairRow)[0].taken == 1
+
+
+def test_who_comes_back_late_finds_what_they_had(tmp_path: Path) -> None:
+    """Nobody asked for it meanwhile, so the pair, its token and with it the draft of the answer are still theirs."""
+    clock = Clock()
+    study = made(tmp_path, pairs=4, more="lease_minutes: 5\n", clock=clock)
+    before, verdicts = study.turn("a"), study.turn("a", "disputed")
+    assert before.now is not None and before.ahead is not None and verdicts.now is None
+    clock.time += 10_000
+    after = study.turn("a")
+    assert after.now is not None and after.ahead is not None
+    assert [after.now.token, after.ahead.token] == [before.now.token, before.ahead.token]
+    assert after.now.lease_until == clock.time + 300
+    clock.time += 10_000
+    study.turn("b")  # others get them, since nobody knows whether a will come back
+    assert [row.state for row in rows(study, AssignmentRow)][:2] == ["expired"] * 2
+
+
+def test_a_flagged_pair_is_taken_from_everybody(tmp_path: Path) -> None:
+    """Rater a has voted on it, b has flagged it, c and d have it open; its repeat or verdict would go the same way."""
+    study = made(tmp_path, pairs=1, more="overlap: 4\n", raters="abcd")
+    study.vote("a", claimed(study, "a").token, Answer("left"))
+    tokens = {rater: claimed(study, rater).token for rater in "bcd"}
+    study.flag("b", tokens["b"], "a name is on it")
+    assert [row.state for row in rows(study, AssignmentRow)] == ["done", "flagged", "flagged", "flagged"]
+    events = [(row.kind, row.rater_id, row.assignment_id) for row in rows(study, EventRow)][-3:]
+    assert events == [("flagged", 2, 2), ("withdrawn", 3, 3), ("withdrawn", 4, 4)]
+    for rater in "cd":
+        assert study.turn(rater).now is None
+        with pytest.raises(RefusedError, match="this pair was flagged and is out of the study"):
+            study.vote(rater, tokens[rater], Answer("left"))
+        with pytest.raises(RefusedError, match="this pair was flagged and is out of the study"):
+            study.content(rater, tokens[rater], "left")
+    with pytest.raises(RefusedError, match="the pair of your last vote was flagged"):
+        study.undo("a")
+    assert all(finding.ok for finding in study.inspect()) and not list(study.export())
+
+
+def test_a_late_vote_on_a_flagged_pair_is_refused(tmp_path: Path) -> None:
+    clock = Clock()
+    study = made(tmp_path, pairs=1, clock=clock)
+    late = claimed(study, "a").token
+    clock.time += 10_000
+    study.flag("b", claimed(study, "b").token)
+    with pytest.raises(RefusedError, match="this pair was flagged"):
+        study.vote("a", late, Answer("left"))
+
+
+@pytest.mark.parametrize("damage", [Path.unlink, lambda path: path.write_bytes(b"x")], ids=["missing", "changed"])
+def test_a_text_that_cannot_be_read_stops_nobody(tmp_path: Path, damage: Any) -> None:
+    """Its pair comes without texts, and is skipped or flagged; what comes before it and after it goes on."""
+    study = made(tmp_path, pairs=3, raters="a")
+    turn = study.turn("a")
+    assert turn.now is not None and turn.ahead is not None and turn.ahead.texts is not None
+    for path in [path for path in (study.folder / "files").rglob("*") if path.is_file()]:
+        if path.read_text() in turn.ahead.texts:
+            damage(path)
+    number, turn = study.vote_and_turn("a", turn.now.token, Answer("left"))
+    assert number == 1 and turn.now is not None and turn.now.kind == "text" and turn.now.texts is None
+    assert turn.ahead is not None and turn.ahead.texts is not None
+    broken = turn.now.token
+    assert claimed(study, "a").texts is None
+    assert study.undo_and_turn("a").now is not None
+    turn = study.vote_and_turn("a", claimed(study, "a").token, Answer("right"))[1]
+    turn = study.skip_and_turn("a", broken)
+    assert turn.now is not None and turn.now.texts is not None
+    turn = study.vote_and_turn("a", turn.now.token, Answer("left"))[1]
+    assert turn.now is not None and turn.now.texts is None
+    assert study.flag_and_turn("a", turn.now.token, "cannot be shown").progress.complete
 
 
 def test_skip_comes_back_last_and_flag_never(tmp_path: Path) -> None:
@@ -356,6 +429,49 @@ def test_gold_repeats_and_aa_pairs_come_at_their_rates(tmp_path: Path) -> None:
             assert kinds[row.pair_id] == "ordinary"
 
 
+PLANNED = "gold_share: 0.15\nrepeat_share: 0.15\naa_share: 0.2\nrepeat_after: 3\n"
+
+
+def worked_through(folder: Path, uid: str, monkeypatch: pytest.MonkeyPatch) -> tuple[list[tuple[int, int]], list[str]]:
+    """What a rater who answers everything is told, done and left, and of what kind each answer's pair was."""
+    monkeypatch.setattr(store, "new_uid", lambda: uid)
+    study = made(folder, pairs=40, gold=20, raters="a", more=PLANNED)
+    turn, told = study.turn("a"), []
+    while turn.now is not None:
+        told.append((turn.progress.done, turn.progress.left))
+        turn = study.vote_and_turn("a", turn.now.token, Answer("left"))[1]
+    assert turn.progress.left == 0 and turn.progress.complete
+    kinds = {row.id: row.kind for row in rows(study, PairRow)}
+    return told, ["repeat" if row.repeat else kinds[row.pair_id] for row in rows(study, AssignmentRow)]
+
+
+def test_the_progress_says_nothing_of_what_was_planned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same numbers turn by turn, although gold, A/A pairs and repeats come at other turns, until the study ends.
+
+    40 ordinary pairs at a share of 0.5 of planned ones: 80 in all, of these 0.15 gold, 0.15 repeats, and 8 A/A pairs.
+    40 + 12 + 12 + 8 = 72, so 80 at first; at done 2 it is 70 and from done 62 on 10 for as long as there is any.
+    """
+    runs = [worked_through(tmp_path / uid, uid, monkeypatch) for uid in ("a", "b", "c")]
+    for told, kinds in runs:
+        assert set(kinds) == {"ordinary", "gold", "aa", "repeat"}
+        assert told == [(done, 10 * max(1, math.ceil((72 - done) / 10))) for done in range(len(kinds))]
+    assert len({tuple(kinds[:30]) for _, kinds in runs}) == 3
+
+
+def test_nobody_can_work_out_what_a_claim_draws(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two studies of the same pairs and seed draw differently, since each has a uid that no rater is told."""
+    sides = set()
+    for name in "xy":
+        monkeypatch.setattr(store, "new_uid", lambda name=name: name * 32)
+        study = made(tmp_path / name, pairs=30, raters="a", more="repeat_share: 0.3\nrepeat_after: 2\n")
+        for _ in range(30):
+            study.vote("a", claimed(study, "a").token, Answer("left"))
+        sides.add(tuple((row.repeat, row.first_is_left) for row in rows(study, AssignmentRow)))
+        turn = study.turn("a")
+        assert study.uid not in repr(turn) and study.uid == name * 32
+    assert len(sides) == 2
+
+
 # --- what comes out ---
 
 
@@ -368,7 +484,7 @@ def voted_by_rule(study: Study, rater: str, prefers: bytes, **more: Any) -> None
 
 
 def test_an_export_undoes_the_sides_and_counts_what_it_leaves_out(tmp_path: Path) -> None:
-    study = made(tmp_path, pairs=30, gold=5, more="gold_share: 0.2\nrepeat_share: 0.1\naa_share: 0.1\n", raters="ab")
+    study = made(tmp_path, pairs=30, gold=5, more="gold_share: 0.2\nrepeat_share: 0.2\naa_share: 0.1\n", raters="ab")
     for rater in "a":
         voted_by_rule(study, rater, b"two")
     export = study.export()
@@ -437,6 +553,23 @@ def test_stats_know_good_raters_from_one_who_looks_at_sides(tmp_path: Path) -> N
     )
 
 
+def test_stats_are_of_one_state_of_the_study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A vote on a pair, its flagging and a new protocol come while the statistics are made: none of them is in."""
+    study = made(tmp_path, pairs=2, more="overlap: 2\n")
+    study.vote("a", claimed(study, "a").token, Answer("left"))
+
+    def slow(connection: Any) -> Any:
+        found = live_votes(connection)
+        study.vote("b", claimed(study, "b").token, Answer("cannot_judge"))
+        study.revise(Protocol.parse(RULES.replace("version: 1", "version: 2")))
+        return found
+
+    monkeypatch.setattr(report, "live_votes", slow)
+    found = study.stats()
+    assert found.votes == 1 and found.left_out == {} and found.complete == 0
+    assert found.protocol == "test, version 1"
+
+
 def test_stats_of_a_fresh_study(tmp_path: Path) -> None:
     found = made(tmp_path).stats()
     assert found.votes == 0 and found.pairs == 3 and found.complete == 0
@@ -478,16 +611,21 @@ def test_a_folder_that_is_no_study(tmp_path: Path) -> None:
         Study.open(study.folder)
 
 
-def test_a_damaged_or_missing_file_is_named(tmp_path: Path) -> None:
+def test_a_damaged_or_missing_file_is_named_to_who_looks_after_the_study(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     study = made(tmp_path, pairs=1)
     token = claimed(study, "a").token
-    for path in (path for path in (study.folder / "files").rglob("*") if path.is_file()):
-        path.write_bytes(b"something else")
-    with pytest.raises(InputError, match="was changed, or is damaged"):
-        study.content("a", token, "left")
-    shutil.rmtree(study.folder / "files")
-    with pytest.raises(NotFoundError, match="lacks its file"):
-        study.content("a", token, "left")
+    damage = [lambda path: path.write_bytes(b"something else"), Path.unlink]
+    for act, said in zip(damage, ("was changed, or is damaged", "lacks its file"), strict=True):
+        for path in [path for path in (study.folder / "files").rglob("*") if path.is_file()]:
+            act(path)
+        caplog.clear()
+        with pytest.raises(NotFoundError) as error:
+            study.content("a", token, "left")
+        assert str(error.value) == "this pair cannot be shown: flag it, or skip it"  # no hash: it tells equal samples
+        assert said in caplog.text
+        assert any(row.sha256 in caplog.text for row in rows(study, SampleRow))
     with pytest.raises(InputError, match="is no SHA-256"):
         study.files.path("../../etc/passwd")
 
@@ -507,13 +645,28 @@ def test_a_new_version_of_the_protocol_holds_from_now_on(tmp_path: Path) -> None
     study = made(tmp_path)
     old = claimed(study, "a")
     new = Protocol.parse(RULES.replace("version: 1", "version: 2"))
-    study.revise(new)
+    assert study.revise(new) == ()
     study.vote("a", old.token, Answer("left"))
     assert claimed(study, "a").protocol == new
     study.vote("a", claimed(study, "a").token, Answer("left"))
     assert [row.protocol_sha256 for row in rows(study, VoteRow)] == [old.protocol.sha256, new.sha256]
     with pytest.raises(RefusedError, match="had this protocol before"):
         study.revise(new)
+
+
+def test_a_protocol_that_asks_for_pairs_that_are_not_there_says_so(tmp_path: Path) -> None:
+    """A/A pairs are made when a study starts, so a later version that wants some gets none; the same with gold."""
+    study = made(tmp_path)
+    found = study.revise(Protocol.parse("name: test\nversion: 2\ngold_share: 0.1\naa_share: 0.05\n"))
+    assert found == (
+        "The protocol has gold_share 0.1, but the study has no gold pairs, so none is asked.",
+        "The protocol has aa_share 0.05, but the study has no pairs of a sample with itself, which are made when it"
+        " starts, so none is asked.",
+    )
+    assert study.stats().notes[-2:] == found
+    (shares,) = [finding for finding in study.inspect() if finding.what == "shares"]
+    assert shares.ok and shares.detail == " ".join(found)
+    assert study.revise(Protocol.parse("name: test\nversion: 3\n")) == ()
 
 
 # --- any order of events ---
@@ -529,16 +682,20 @@ class AnyOrder(RuleBasedStateMachine):
         self.overlap, self.budget = overlap, budget
         more = f"overlap: {overlap}\ngold_share: 0.2\nrepeat_share: 0.2\nrepeat_after: 1\n"
         more += f"random_share: {0.3 if active else 1}\n" + (f"budget: {budget}\n" if budget else "")
-        self.study = made(Path(self.place.name), pairs=4, gold=2, more=more, raters="abcd", clock=self.clock)
+        with patch.object(store, "new_uid", lambda: "0" * 32):  # the same draws whenever an example is run again
+            self.study = made(Path(self.place.name), pairs=4, gold=2, more=more, raters="abcd", clock=self.clock)
         self.live: dict[str, tuple[str, str, Any]] = {}
+        self.flagged: set[str] = set()
         self.tokens: dict[tuple[str, Any], list[str]] = {(r, q): [] for r in "abcd" for q in ("pairs", "disputed")}
 
     def keep(self, rater: str, which: Any, turn: Turn, voted: int = 0) -> None:
         mine = self.tokens[rater, which]
         mine += [one.token for one in (turn.now, turn.ahead) if one is not None and one.token not in mine]
+        assert not {one.prompt for one in (turn.now, turn.ahead) if one is not None} & self.flagged
         before = sum((who, queue) == (rater, which) for who, _, queue in self.live.values())
         assert turn.progress.done == before + voted
-        assert (turn.now is None) == bool(turn.progress.why)
+        assert (turn.now is None) == bool(turn.progress.why) == (turn.progress.left == 0)
+        assert turn.progress.left % 10 == 0
 
     @rule(rater=st.sampled_from("abcd"), which=st.sampled_from(["pairs", "disputed"]))
     def turn(self, rater: str, which: Any) -> None:
@@ -557,7 +714,7 @@ class AnyOrder(RuleBasedStateMachine):
             self.study.vote(rater, token, Answer(choice), which)
         except RefusedError:
             return
-        assert token not in self.live
+        assert token not in self.live and self.prompts()[token] not in self.flagged
         self.live[token] = rater, choice, which
 
     @rule(
@@ -577,9 +734,9 @@ class AnyOrder(RuleBasedStateMachine):
         try:
             back = self.study.undo(rater, which)
         except RefusedError:
-            assert not mine
+            assert not mine or self.prompts()[mine[-1]] in self.flagged
             return
-        assert back.token == mine[-1]  # dictionaries keep the order of insertion
+        assert back.token == mine[-1] and back.prompt not in self.flagged  # dictionaries keep the order of insertion
         assert back.answer is not None and back.answer.choice == self.live[back.token][1]
         del self.live[back.token]
 
@@ -601,6 +758,31 @@ class AnyOrder(RuleBasedStateMachine):
         except RefusedError:
             return
         assert token not in self.live
+        if flag == 0:
+            self.flagged.add(self.prompts()[token])
+
+    @rule(rater=st.sampled_from("abcd"))
+    def flag_what_others_have(self, rater: str) -> None:
+        for one in "abcd":
+            self.keep(one, "pairs", self.study.turn(one))
+        if (now := self.study.turn(rater).now) is not None and len(self.flagged) < 3:
+            self.study.flag(rater, now.token)
+            self.flagged.add(now.prompt)
+
+    def prompts(self) -> dict[str, str]:
+        """By token. Each pair has a prompt of its own."""
+        items = {row.id: row.text for row in rows(self.study, ItemRow)}
+        pairs = {row.id: items[row.item_id] for row in rows(self.study, PairRow)}
+        return {row.token: pairs[row.pair_id] for row in rows(self.study, AssignmentRow)}
+
+    @invariant()
+    def what_was_flagged_is_shown_to_nobody(self) -> None:
+        shown = self.prompts()
+        for row in rows(self.study, AssignmentRow):
+            if shown[row.token] in self.flagged:
+                assert row.state != "open"
+                with pytest.raises(RefusedError, match="was flagged"):
+                    self.study.content("abcd"[row.rater_id - 1], row.token, "left")
 
     @rule(minutes=st.sampled_from([1, 20]))
     def wait(self, minutes: int) -> None:

@@ -13,7 +13,9 @@ from diffalign.errors import InputError, NotFoundError, RefusedError
 from diffalign.study import Answer, Point, Progress, Protocol, Study, StudyPair, Turn
 from diffalign.study.schema import AssignmentRow, ContestRow, PairRow, VoteRow
 from diffalign.types import Prompt, Sample
-from tests.studies import RULES, Clock, claimed, for_first, made, rows, vote_all
+from tests.studies import RULES, Clock, claimed, for_first, known_uids, made, rows, vote_all
+
+__all__ = ["known_uids"]
 
 QUESTIONS = """criteria:
 - {name: anatomy, question: "Which is more plausible?"}
@@ -44,15 +46,15 @@ def test_a_turn_has_the_pair_the_next_one_and_the_progress(tmp_path: Path) -> No
     assert study.title == "on trial"
     assert turn.now is not None and turn.ahead is not None and turn.now.token != turn.ahead.token
     assert turn.now == claimed(study, "a") and turn.ahead == study.claim("a", ahead=1)
-    assert turn.progress == Progress(done=0, left=3, complete=False, why="")
+    assert turn.progress == Progress(done=0, left=10, complete=False, why="")
     assert turn.now.texts is not None and {text.split()[0] for text in turn.now.texts} == {"one", "two"}
     for side, text in zip(("left", "right"), turn.now.texts, strict=True):
         assert study.content("a", turn.now.token, side) == text.encode()  # type: ignore[arg-type]
     number, after = study.vote_and_turn("a", turn.now.token, Answer("left"))
     assert number == 1 and judged(after) == turn.ahead.token
-    assert (after.progress.done, after.progress.left) == (1, 2)
+    assert (after.progress.done, after.progress.left) == (1, 10)
     last = study.vote_and_turn("a", judged(after), Answer("left"))[1]
-    assert last.ahead is None and last.progress.left == 1
+    assert last.ahead is None and last.progress.left == 10
     end = study.vote_and_turn("a", judged(last), Answer("left"))[1]
     assert end.now is None and end.progress.complete and end.progress.done == 3
     assert end.progress.why == "Every pair has been judged by as many raters as the study wants."
@@ -96,9 +98,9 @@ def test_skip_and_flag_bring_the_next_turn(tmp_path: Path) -> None:
     study = made(tmp_path, pairs=3)
     first = study.turn("a")
     second = study.skip_and_turn("a", judged(first))
-    assert first.ahead is not None and judged(second) == first.ahead.token and second.progress.left == 3
+    assert first.ahead is not None and judged(second) == first.ahead.token and second.progress.left == 10
     third = study.flag_and_turn("a", judged(second), "torn")
-    assert third.progress.left == 2 and third.progress.done == 0
+    assert third.progress.left == 10 and third.progress.done == 0
 
 
 # --- adjudication ---
@@ -108,13 +110,13 @@ def test_an_adjudicator_decides_where_raters_disagree(tmp_path: Path) -> None:
     study = disputed(tmp_path)
     assert study.disputes() == 3
     turn = study.turn("c", "disputed")
-    assert turn.now is not None and turn.progress == Progress(0, 3, False, "")
+    assert turn.now is not None and turn.progress == Progress(0, 10, False, "")
     names = {study.add_rater(rater): rater for rater in "ab"}
     said = {names[other.rater]: other for other in turn.now.others}
     assert {rater: other.comment for rater, other in said.items()} == {"a": "says a", "b": "says b"}
     assert {other.choice for other in said.values()} == {"left", "right"} and said["a"].strength == 2
     after = study.vote_and_turn("c", judged(turn), Answer(for_first(study, turn.now)), "disputed")[1]  # type: ignore[arg-type]
-    assert (after.progress.done, after.progress.left, study.disputes()) == (1, 2, 2)
+    assert (after.progress.done, after.progress.left, study.disputes()) == (1, 10, 2)
     while after.now is not None:
         after = study.vote_and_turn("c", after.now.token, Answer("left"), "disputed")[1]
     assert after.progress == Progress(3, 0, True, "There is no pair on which raters disagree.")
@@ -202,11 +204,25 @@ def test_a_verdict_that_is_too_late(tmp_path: Path) -> None:
         study.vote("c", late, Answer("left"), "disputed")
 
 
+def test_who_looks_into_the_other_queue_keeps_what_they_have_in_this_one(tmp_path: Path) -> None:
+    clock = Clock()
+    study = disputed(tmp_path, pairs=1, raters="abcd", more="lease_minutes: 5\n")
+    study._now = clock
+    clock.time = 2e9
+    token = judged(study.turn("c", "disputed"))
+    clock.time += 301
+    assert study.turn("c").now is None
+    assert judged(study.turn("c", "disputed")) == token
+    clock.time += 301
+    assert judged(study.turn("d", "disputed")) != token
+
+
 def test_a_late_vote_on_a_pair_that_was_given_again_is_refused_in_words(tmp_path: Path) -> None:
     clock = Clock()
     study = made(tmp_path, pairs=1, clock=clock)
     late = claimed(study, "a")
     clock.time += 10_000
+    study.turn("b", "disputed")  # which takes it back from a
     again = claimed(study, "a")
     with pytest.raises(RefusedError, match="you have been given it again"):
         study.vote("a", late.token, Answer("left"))
@@ -350,6 +366,26 @@ def test_a_precision_ends_the_study(tmp_path: Path) -> None:
         votes += 1
     assert 48 <= votes <= 52
     assert study.turn("a").progress.complete and "0.28" in study.turn("a").progress.why
+
+
+def test_a_precision_ends_no_study_before_each_arm_was_compared(tmp_path: Path) -> None:
+    """Without a vote a strength is known to 1.96 * 5 = 9.8 from the prior, which is no reason to ask nobody."""
+    asked = Prompt("p")
+    pairs = [
+        StudyPair(asked, Sample(asked, text=f"{first}{i}"), Sample(asked, text=f"{second}{i}"), first, second)
+        for i in range(3)
+        for first, second in (("x", "y"), ("y", "z"))
+    ]
+    study = Study.create(tmp_path / "study", Protocol.parse(RULES + "precision: 50\n"), pairs)
+    study.add_rater("a")
+    arms = {row.id: {row.first_arm, row.second_arm} for row in rows(study, ContestRow)}
+    compared: set[str] = set()
+    while (now := study.claim("a")) is not None:
+        assert compared < {"x", "y", "z"}
+        study.vote("a", now.token, Answer("tie_good"))
+        voted = {row.pair_id for row in rows(study, AssignmentRow) if row.state == "done"}
+        compared = set().union(*(arms[row.contest_id] for row in rows(study, PairRow) if row.id in voted))
+    assert compared == {"x", "y", "z"} and "50" in study.turn("a").progress.why
 
 
 def test_rules_about_strength_criteria_and_time(tmp_path: Path) -> None:

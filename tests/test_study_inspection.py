@@ -175,7 +175,8 @@ def test_a_shipped_protocol_starts_a_study_without_gold(tmp_path: Path, name: st
     found = {finding.what: finding for finding in study.inspect()}
     assert all(finding.ok for finding in found.values())
     assert found["gold pairs"].detail.startswith("None was given")
-    assert any("gold" in note for note in study.stats().notes)
+    assert found["shares"].detail.startswith(f"The protocol has gold_share {rules.gold_share:g}, but")
+    assert any("gold_share" in note for note in study.stats().notes)
 
 
 def material(count: int) -> list[StudyPair]:

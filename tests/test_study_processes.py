@@ -15,6 +15,8 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -191,13 +193,13 @@ def server_programs() -> Path | None:
 def postgresql(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The URL of an empty database of a server that is started for these tests."""
     programs = server_programs()
-    if programs is None:
-        missing = "PostgreSQL is not installed (Debian: apt-get install postgresql)"
+    missing = "PostgreSQL is not installed (Debian: apt-get install postgresql)" if programs is None else ""
+    if importlib.util.find_spec("psycopg") is None:
+        missing = "the package psycopg is not installed (pip install 'diffalign[postgresql]')"
+    if missing or programs is None:
         if "postgresql" in os.environ.get("DIFFALIGN_TEST_REQUIRE", ""):
             pytest.fail(f"{missing}, and DIFFALIGN_TEST_REQUIRE asks for its tests")
         pytest.skip(missing)
-    if importlib.util.find_spec("psycopg") is None:
-        pytest.skip("the package psycopg is not installed")
     # The server refuses to run as root; Debian's package brings a user for it.
     user = "postgres" if os.geteuid() == 0 else None
     folder = Path("/tmp") / f"diffalign-pg-{os.getpid()}"
@@ -220,7 +222,59 @@ def postgresql(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-@pytest.mark.slow
+@contextmanager
+def another_database(url: str, *settings: str) -> Iterator[str]:
+    """The URL of one more database of that server, with defaults of its own."""
+    name = f"d{random.getrandbits(40):x}"
+    admin = database.connect(url).execution_options(isolation_level="AUTOCOMMIT")
+    with admin.connect() as connection:
+        connection.exec_driver_sql(f"CREATE DATABASE {name}")
+        for setting in settings:
+            connection.exec_driver_sql(f"ALTER DATABASE {name} SET {setting}")
+    try:
+        yield url.replace("/postgres?", f"/{name}?")
+    finally:
+        with admin.connect() as connection:
+            connection.exec_driver_sql(f"DROP DATABASE {name} WITH (FORCE)")
+        admin.dispose()
+
+
+def test_a_server_with_lax_defaults(postgresql: str, tmp_path: Path) -> None:
+    """Commits that need not be on the disk, and a level by which all but one of those who waited would fail."""
+    lax = ("default_transaction_isolation = 'repeatable read'", "synchronous_commit = off")
+    with another_database(postgresql, *lax) as url:
+        study = made(tmp_path / "study", 16, 2, "abcd", url)
+        with database.writing(study.engine) as connection:
+            for name, wanted in (("transaction_isolation", "read committed"), ("synchronous_commit", "on")):
+                assert connection.exec_driver_sql(f"SHOW {name}").scalar_one() == wanted
+        with database.reading(study.engine) as connection:
+            assert connection.exec_driver_sql("SHOW transaction_isolation").scalar_one() == "repeatable read"
+        with database.writing(study.engine) as connection:  # after the rollback that a returned connection gets
+            assert connection.exec_driver_sql("SHOW synchronous_commit").scalar_one() == "on"
+        with ThreadPoolExecutor(4) as pool:
+            numbers = [number for done in pool.map(lambda rater: voted(study, rater), "abcd") for number in done]
+        check_nothing_lost_or_doubled(study, numbers, overlap=2)
+        assert len(numbers) == 32
+        study.close()
+
+
+def voted(study: Study, rater: str) -> list[int]:
+    """The numbers of all votes of a rater, from one turn to the next."""
+    turn, numbers = study.turn(rater), list[int]()
+    while turn.now is not None:
+        number, turn = study.vote_and_turn(rater, turn.now.token, Answer("left"))
+        numbers.append(number)
+    return numbers
+
+
+def test_stricter_settings_of_a_server_stay(postgresql: str) -> None:
+    with another_database(postgresql, "synchronous_commit = remote_apply") as url:
+        engine = database.connect(url)
+        with database.writing(engine) as connection:
+            assert connection.exec_driver_sql("SHOW synchronous_commit").scalar_one() == "remote_apply"
+        engine.dispose()
+
+
 def test_a_study_on_postgresql(postgresql: str, tmp_path: Path) -> None:
     """A study that cannot start leaves nothing behind; then the same hammering as on SQLite; the record is closed."""
     with pytest.raises(Exception, match="a study needs a pair"):
@@ -228,7 +282,7 @@ def test_a_study_on_postgresql(postgresql: str, tmp_path: Path) -> None:
     study = made(tmp_path / "study", 20, 2, "abcd", postgresql)
     with pytest.raises(NotFoundError, match="give its URL"):
         Study.open(tmp_path / "study")
-    with pytest.raises(RefusedError, match="has a study already"):
+    with pytest.raises(RefusedError, match=r"has a study already .* was never made, .*DROP SCHEMA"):
         made(tmp_path / "other", 1, 1, "", postgresql)
     with pytest.raises(RefusedError, match="pg_dump"):
         study.backup(tmp_path / "copy")

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import re
 import sqlite3
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
+from click.testing import CliRunner, Result
 
-from diffalign.errors import RefusedError
+from apps.cli import main
+from diffalign.errors import InputError, RefusedError
 from diffalign.study import Answer, Study, database
 from diffalign.study.schema import AssignmentRow, Base, ContestRow, EventRow, PairRow, VoteRow
 from tests.older_studies import COMMENT, older
 from tests.studies import made, rows
-from tests.test_study_processes import postgresql
+from tests.test_study_processes import another_database, postgresql
 
 __all__ = ["postgresql"]
 
@@ -98,23 +102,67 @@ def test_a_newer_study_is_refused_and_left_alone(tmp_path: Path) -> None:
     assert path.read_bytes() == before
 
 
+def diffalign(*words: str) -> Result:
+    return CliRunner().invoke(main, ["label", *words])
+
+
+def test_the_command_upgrades_a_study_in_its_folder(tmp_path: Path) -> None:
+    folder = older(tmp_path / "study", "0002")
+    done = diffalign("upgrade", str(folder))
+    assert done.exit_code == 0, done.output
+    (kept,) = (folder / "backups").iterdir()
+    newest = database.revisions()[-1]
+    assert f"has the schema {newest} now (before: 0002)" in done.output and str(kept) in done.output
+    again = diffalign("upgrade", str(folder))
+    assert again.exit_code == 0 and f"has the schema {newest} already" in again.output
+    assert len(list((folder / "backups").iterdir())) == 1
+    check_migrated(Study.open(folder))
+
+
+def test_the_study_of_another_folder_is_not_migrated(tmp_path: Path) -> None:
+    """Whose database it is must be known before anything is changed in it."""
+    folder = older(tmp_path / "study", "0002")
+    known = (folder / "study.json").read_text()
+    (folder / "study.json").write_text(known.replace("u" * 32, "v" * 32))
+    with pytest.raises(InputError, match="belongs to another study"):
+        Study.open(folder)
+    assert not (folder / "backups").exists()
+    with sqlite3.connect(folder / "study.sqlite") as connection:
+        assert connection.execute("SELECT version_num FROM alembic_version").fetchone() == ("0002",)
+    connection.close()
+    (folder / "study.json").write_text(known)
+    check_migrated(Study.open(folder))
+
+
 @pytest.fixture
 def empty_database(postgresql: str) -> Iterator[str]:
     """A database of its own, since the others in this file's server hold studies already."""
-    admin = database.connect(postgresql).execution_options(isolation_level="AUTOCOMMIT")
-    with admin.connect() as connection:
-        connection.exec_driver_sql("CREATE DATABASE older")
-    yield postgresql.replace("/postgres?", "/older?")
-    with admin.connect() as connection:
-        connection.exec_driver_sql("DROP DATABASE older WITH (FORCE)")
-    admin.dispose()
+    with another_database(postgresql) as url:
+        yield url
+
+
+def test_the_command_upgrades_a_study_on_postgresql_once(empty_database: str, tmp_path: Path) -> None:
+    """Only after a backup; two who do it at once wait for each other, and the second finds nothing to do."""
+    folder = older(tmp_path / "study", "0002", empty_database)
+    refused = diffalign("stats", str(folder), "--database", empty_database)
+    assert refused.exit_code == 2 and f"label upgrade {folder} --backed-up" in " ".join(refused.output.split())
+    assert diffalign("upgrade", str(folder), "--database", empty_database).exit_code == 2
+    with ThreadPoolExecutor(2) as pool:
+        done = list(pool.map(lambda _: Study.upgrade(folder, empty_database, backed_up=True), range(2)))
+    assert {one.after for one in done} == {database.revisions()[-1]} and done[0].backup is None
+    again = diffalign("upgrade", str(folder), "--database", empty_database, "--backed-up")
+    assert again.exit_code == 0 and "nothing was changed" in again.output
+    study = Study.open(folder, empty_database)
+    check_migrated(study)
+    study.close()
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("revision", ["0001", "0002"])
 def test_an_older_study_on_postgresql(empty_database: str, tmp_path: Path, revision: str) -> None:
     folder = older(tmp_path / "study", revision, empty_database)
-    with pytest.raises(RefusedError, match="pg_dump"):
+    command = re.escape(f"pg_dump, and then run `diffalign label upgrade {folder} --backed-up`")
+    with pytest.raises(RefusedError, match=command):
         Study.open(folder, empty_database)
     study = Study.open(folder, empty_database, backed_up=True)
     check_migrated(study)

@@ -1,4 +1,4 @@
-"""``diffalign label doctor``, ``backup`` and ``revise``: looking after a study."""
+"""``diffalign label doctor``, ``backup``, ``upgrade`` and ``revise``: looking after a study."""
 
 from __future__ import annotations
 
@@ -68,16 +68,29 @@ def backup(folder: Path, to: Path, database: str | None) -> None:
     click.echo(f"a copy of {folder} in {to}, which opens as a study; accounts are not in it")
 
 
+def upgrade(folder: Path, database: str | None, backed_up: bool) -> None:
+    """Migrates a study that an older release made."""
+    done = Study.upgrade(folder, database, backed_up)
+    if done.before == done.after:
+        click.echo(f"{folder} has the schema {done.after} already; nothing was changed")
+        return
+    click.echo(f"{folder} has the schema {done.after} now (before: {done.before})")
+    if done.backup is not None:
+        click.echo(f"its database as it was: {done.backup}")
+
+
 def revise(folder: Path, protocol: str, database: str | None) -> None:
     """Gives a study a new version of its protocol."""
     study = Study.open(folder, database)
     try:
         new = Protocol.load(protocol)
         old = study.protocol()
-        study.revise(new)
+        missing = study.revise(new)
     finally:
         study.close()
     was, now = old.rules, new.rules
     names = [f"{printable(rules.name)} version {rules.version}" for rules in (now, was)]
     click.echo(f"{folder} goes on by {names[0]} (before: {names[1]})")
     click.echo("votes keep the version that they were given under")
+    for sentence in missing:
+        click.echo(f"note: {sentence}")

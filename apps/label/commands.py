@@ -27,6 +27,7 @@ DATABASE = click.option(
     show_envvar=True,
     help="postgresql://… of the study.",
 )
+HOURS = click.IntRange(1, 8760)
 USERS = click.option("--users", type=click.Path(path_type=Path), help="Accounts.  [default: STUDY/users.json]")
 
 
@@ -36,7 +37,7 @@ USERS = click.option("--users", type=click.Path(path_type=Path), help="Accounts.
     "--from", "sources", multiple=True, required=True, metavar="SOURCE", help="RUN, MODEL, FOLDER or FILE; repeatable."
 )
 @click.option("--protocol", required=True, metavar="NAME|FILE", help="What raters are told and asked.")
-@click.option("--title", default="", help="What raters see as the name of the study.  [default: the folder's name]")
+@click.option("--title", default="", help="What raters see as the name of the study.  [default: none]")
 @click.option("--against", metavar="MODEL|RUN", help="One more model to compare with.")
 @click.option("--prompts", metavar="N|FILE", help="How many prompts, or a file of them; for models.")
 @click.option(
@@ -77,14 +78,17 @@ def init(
 )
 @click.option("--https", is_flag=True, help="A reverse proxy in front speaks https to browsers.")
 @click.option("--proxy", metavar="ADDRESS", help="Of the reverse proxy, whose word on who asks is believed.")
+@click.option("--hours", default=12, show_default=True, type=HOURS, help="A login ends after so many.")
+@click.option("--idle-hours", default=2, show_default=True, type=HOURS, help="And after so many without a request.")
 @click.option("--access-log", is_flag=True, help="Log each request, without names.")
 @DATABASE
 @reported
-def label_serve(study: Path, database: str | None, **options: Any) -> None:
+def label_serve(study: Path, database: str | None, hours: int, idle_hours: int, **options: Any) -> None:
     """Serve the study to raters, until Ctrl-C (which is exit status 0 here)."""
     from apps.label import serve as server
 
-    server.run(study, database, **options, say=lambda text: click.echo(printable(text)))
+    times = (hours, idle_hours)
+    server.run(study, database, **options, hours=times, say=lambda text: click.echo(printable(text)))
 
 
 @label.group()
@@ -191,6 +195,18 @@ def backup(study: Path, folder: Path, database: str | None) -> None:
     from apps.label import care
 
     care.backup(study, folder, database)
+
+
+@label.command()
+@STUDY
+@click.option("--backed-up", is_flag=True, help="A PostgreSQL database was backed up by pg_dump just now.")
+@DATABASE
+@reported
+def upgrade(study: Path, database: str | None, backed_up: bool) -> None:
+    """Bring a study of an older release up to date. One in its folder is backed up first."""
+    from apps.label import care
+
+    care.upgrade(study, database, backed_up)
 
 
 @label.command()

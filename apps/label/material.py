@@ -79,7 +79,7 @@ def run(folder: Path, protocol: str, title: str, database: str | None, request: 
     counts = Counts()
     with Status() as status:
         pairs = in_random_order(gather(request, counts, status), request.seed)
-        made = Study.create(folder, rules, pairs, title or folder.name, request.seed, database)
+        made = Study.create(folder, rules, pairs, title, request.seed, database)
         made.close()
     _tell(folder, rules, counts, database)
 
@@ -212,6 +212,10 @@ def _tell(folder: Path, protocol: Protocol, counts: Counts, database: str | None
     arms = ", ".join(f"{printable(arm)} ({count})" for arm, count in sorted(counts.arms.items()))
     click.echo(f"arms      {arms}")
     click.echo(f"protocol  {printable(rules.name)} version {rules.version}, {rules.overlap} raters a pair")
+    if rules.gold_share and not counts.gold:
+        click.echo(
+            f"note      the protocol has gold_share {rules.gold_share:g}, but there are no gold pairs: none is asked"
+        )
     for note in counts.notes:
         click.echo(f"note      {note}")
     if counts.equal:

@@ -65,14 +65,17 @@ def most_telling(connection: Connection, rater: int) -> int | None:
 def precise(connection: Connection, wanted: float) -> bool:
     """Whether the 95 % half width of every arm's strength, in log-odds against the mean, is at most this.
 
-    By the votes that prefer one: given that two arms do not tie, Davidson's model is Bradley-Terry.
+    Not before every arm was compared with another: until then the width is the prior's. By the votes that prefer one:
+    given that two arms do not tie, Davidson's model is Bradley-Terry.
     """
     rows = connection.execute(_CONTESTS).all()
     arms = _arms(rows)
     if len(arms) < 2:
         return False
-    widths = posterior(_counts(rows, arms)[0]).half_widths()
-    return bool(widths.max() <= wanted)
+    wins, ties, _ = _counts(rows, arms)
+    if not (wins + wins.T + ties).any(axis=1).all():
+        return False
+    return bool(posterior(wins).half_widths().max() <= wanted)
 
 
 def _arms(rows: Sequence[Row[*tuple[Any, ...]]]) -> dict[str, int]:

@@ -15,8 +15,8 @@ import numpy as np
 from sqlalchemy import RowMapping
 
 from diffalign.preferences.agreement import Estimate, alpha_interval, reliability_data
-from diffalign.study.export import first_preferred
 from diffalign.study.protocol import Rules
+from diffalign.study.sides import first_preferred, standing
 
 DRAWS = 500
 
@@ -59,10 +59,11 @@ def _said(
     """The row, the unit that raters agree on, the samples that it is about, and the value."""
     value = row["choice"] if criterion == "overall" else row["answers"].get(criterion)
     if kind == "prefer" and isinstance(value, str):
-        yield row, str(row["pair_id"]), (row["first_id"], row["second_id"]), first_preferred(row, value)
+        preferred = first_preferred(value, row["first_is_left"])
+        yield row, str(row["pair_id"]), (row["first_id"], row["second_id"]), preferred
     elif kind == "scale" and isinstance(value, dict):
         for side, score in value.items():
-            sample = row["first_id"] if (side == "left") == row["first_is_left"] else row["second_id"]
+            sample = row[f"{standing(row['first_is_left'])[side]}_id"]
             yield row, f"{row['pair_id']} {sample}", (sample,), float(score)
 
 

@@ -3,7 +3,7 @@
 SQLite runs in write-ahead mode with ``synchronous=FULL``: a committed vote survives the death of the process and the
 loss of power. Who may write says so when the transaction begins (``BEGIN IMMEDIATE``): a transaction that reads first
 and writes later fails at once under load, whatever the busy timeout is. All processes run on one machine; the
-folder must not be a network share. For more, take PostgreSQL.
+folder must not be a network share. For more, take PostgreSQL, which is asked for the same whatever its defaults are.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import threading
 import uuid
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from weakref import WeakKeyDictionary
 
@@ -21,14 +22,17 @@ from alembic import command
 from alembic.config import Config
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from sqlalchemy import URL, Connection, Engine, create_engine, event, inspect, make_url
+from sqlalchemy import URL, Connection, Engine, create_engine, event, func, inspect, make_url, select
 from sqlalchemy.engine.interfaces import DBAPIConnection
 from sqlalchemy.exc import ArgumentError, NoSuchModuleError
 from sqlalchemy.pool import ConnectionPoolEntry
 
 from diffalign.errors import ConfigError, InputError, NotFoundError, RefusedError
+from diffalign.study.schema import StudyRow
 
 BUSY_SECONDS = 60
+MIGRATING = 0x64696666616C6967
+"""Names the lock of PostgreSQL that holds while tables are made or changed."""
 _WRITERS: WeakKeyDictionary[Engine, threading.Lock] = WeakKeyDictionary()
 MIGRATIONS = Path(__file__).with_name("migrations")
 
@@ -46,11 +50,26 @@ def connect(database: str | Path) -> Engine:
             url = url.set(drivername="postgresql+psycopg")
         if url.get_backend_name() != "postgresql":
             raise ConfigError(f"a study is kept in its folder, or at postgresql://…; {url.drivername} is not supported")
-        return create_engine(url, pool_pre_ping=True)
+        # Each statement sees what was committed before it, so that who waited for the lock of the study reads what is
+        # new. The server's default may be another one, by which all but one of those who waited would fail.
+        engine = create_engine(url, pool_pre_ping=True, isolation_level="READ COMMITTED")
+        event.listen(engine, "connect", _postgresql_ready)
+        return engine
     except (ArgumentError, NoSuchModuleError) as error:
         raise ConfigError(f"the database is named postgresql://USER@HOST/NAME: {error}") from None
     except ModuleNotFoundError as error:
         raise ConfigError(f"PostgreSQL needs the package psycopg, which is not installed ({error})") from None
+
+
+def _postgresql_ready(connection: DBAPIConnection, _: ConnectionPoolEntry) -> None:
+    """A commit is on the disk when it returns. Stricter settings, which wait for other servers too, stay."""
+    cursor = connection.cursor()
+    cursor.execute(
+        "SELECT set_config('synchronous_commit', 'on', false)"
+        " WHERE current_setting('synchronous_commit') IN ('off', 'local')"
+    )
+    cursor.close()
+    connection.commit()
 
 
 def _sqlite_ready(connection: DBAPIConnection, _: ConnectionPoolEntry) -> None:
@@ -119,20 +138,33 @@ def upgrade(connection: Connection, to: str = "head") -> None:
 
 def create(connection: Connection) -> None:
     """Makes the tables in a database that has none of ours."""
+    _alone(connection)
     taken = {"study", "vote", "alembic_version"} & set(inspect(connection).get_table_names())
     if taken:
-        raise RefusedError(f"the database has a study already (tables {', '.join(sorted(taken))}); give an empty one")
+        raise RefusedError(
+            f"the database has a study already (tables {', '.join(sorted(taken))}); give an empty one. Where the folder"
+            " of that study was never made, nothing is lost: empty the database by DROP SCHEMA public CASCADE; CREATE"
+            " SCHEMA public"
+        )
     upgrade(connection)
 
 
-def bring_up_to_date(engine: Engine, backups: Path, backed_up: bool) -> Path | None:
-    """Migrates an older study after a backup, whose path is returned; refuses a newer one.
+@dataclass(frozen=True, slots=True)
+class Migrated:
+    """What became of the schema of a study."""
+
+    before: str
+    after: str
+    backup: Path | None
+    """Where a copy from before is; None where nothing was changed, and for PostgreSQL."""
+
+
+def bring_up_to_date(engine: Engine, uid: str, folder: Path, backed_up: bool) -> Migrated:
+    """Migrates an older study after a backup; refuses a newer one, and a database that is not of the study ``uid``.
 
     A PostgreSQL database cannot be backed up from here: ``backed_up`` says that this was done.
     """
     known, found = revisions(), revision(engine)
-    if found == known[-1]:
-        return None
     if found is None:
         raise InputError("the database holds no study")
     if found not in known:
@@ -140,18 +172,31 @@ def bring_up_to_date(engine: Engine, backups: Path, backed_up: bool) -> Path | N
             f"this study was written by a newer release (schema {found}, this one knows {known[-1]}); install that"
             " release, nothing was changed"
         )
+    with reading(engine) as connection:
+        other = connection.execute(select(StudyRow.uid, StudyRow.title)).one().uid
+    if other != uid:
+        raise InputError(f"the database belongs to another study ({other}) than the folder {folder} ({uid})")
+    if found == known[-1]:
+        return Migrated(found, found, None)
     kept = None
     if engine.dialect.name == "sqlite":
-        kept = backups / f"schema-{found}-{uuid.uuid4().hex[:8]}.sqlite"
+        kept = folder / "backups" / f"schema-{found}-{uuid.uuid4().hex[:8]}.sqlite"
         copy(engine, kept)
     elif not backed_up:
         raise RefusedError(
-            f"the study has the older schema {found}, and would be migrated to {known[-1]}; back it up by pg_dump"
-            " first, and open it again with backed_up=True"
+            f"the study has the older schema {found}, and would be migrated to {known[-1]}: back it up by pg_dump, and"
+            f" then run `diffalign label upgrade {folder} --backed-up`"
         )
     with writing(engine) as connection:
-        upgrade(connection)
-    return kept
+        _alone(connection)
+        upgrade(connection)  # does nothing where another process was first
+    return Migrated(found, known[-1], kept)
+
+
+def _alone(connection: Connection) -> None:
+    """Lets nobody else make or change tables until the transaction ends. SQLite has one writer at a time anyway."""
+    if connection.dialect.name == "postgresql":
+        connection.execute(select(func.pg_advisory_xact_lock(MIGRATING)))
 
 
 def copy(engine: Engine, to: Path) -> None:

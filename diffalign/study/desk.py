@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from typing import Any, Literal
 
-from sqlalchemy import Connection, RowMapping, bindparam, func, insert, select, text, update
+from sqlalchemy import Connection, RowMapping, bindparam, exists, func, insert, select, text, update
 
 from diffalign.errors import InputError, NotFoundError, RefusedError
 from diffalign.study import queue
@@ -15,26 +15,36 @@ from diffalign.study.chain import note
 from diffalign.study.progress import progress
 from diffalign.study.protocol import Protocol, Rules
 from diffalign.study.schema import ACTIVE, AssignmentRow, ItemRow, PairRow, ProtocolRow, VoteRow
-from diffalign.study.turns import QUEUES, Draft, Progress, Queue, draft
+from diffalign.study.sides import outcome
+from diffalign.study.turns import QUEUES, Draft, Progress, Queue, drafts
 
+# A vote has a choice, an undo has none. Asked so, SQLite leaves the index of ``undoes`` alone, where most are alike.
+_REVISION = (
+    select(func.count())
+    .where(VoteRow.assignment_id == AssignmentRow.id, VoteRow.choice.is_(None))
+    .correlate(AssignmentRow)
+    .scalar_subquery()
+)
 HELD = (
     select(
         AssignmentRow.id, AssignmentRow.pair_id, AssignmentRow.protocol_id, AssignmentRow.repeat,
         AssignmentRow.adjudication, AssignmentRow.first_is_left, AssignmentRow.state, PairRow.kind,
-        ItemRow.kind.label("of"),
+        PairRow.flagged, ItemRow.kind.label("of"), _REVISION.label("revision"),
     )
     .join(PairRow, PairRow.id == AssignmentRow.pair_id)
     .join(ItemRow, ItemRow.id == PairRow.item_id)
     .where(AssignmentRow.token == bindparam("token"), AssignmentRow.rater_id == bindparam("rater"))
 )  # fmt: skip
-_MINE = (
-    select(AssignmentRow.id)
+_KEEP_MINE = (
+    update(AssignmentRow)
     .where(
         AssignmentRow.rater_id == bindparam("rater"),
         AssignmentRow.state == "open",
-        AssignmentRow.adjudication == bindparam("adjudication"),
+        AssignmentRow.adjudication == bindparam("of_disputes"),
+        ~exists().where(PairRow.id == AssignmentRow.pair_id, PairRow.flagged).correlate(AssignmentRow),
     )
-    .order_by(AssignmentRow.id)
+    .values(lease_until=bindparam("until"))
+    .returning(AssignmentRow.id)
 )
 _KEEP = (
     update(AssignmentRow)
@@ -42,8 +52,6 @@ _KEEP = (
     .values(state="open", lease_until=bindparam("until"))
 )
 _DONE = update(AssignmentRow).where(AssignmentRow.__table__.c.id == bindparam("number")).values(state="done")
-# A vote has a choice, an undo has none. Asked so, SQLite leaves the index of ``undoes`` alone, where most are alike.
-_REVISION = select(func.count()).where(VoteRow.assignment_id == bindparam("assignment"), VoteRow.choice.is_(None))
 _ADD_VOTE = insert(VoteRow)
 _OF_VOTE = ("pair_id", "protocol_id", "repeat", "adjudication", "first_is_left")
 _LAST_VOTE = (
@@ -51,6 +59,7 @@ _LAST_VOTE = (
         *VoteRow.__table__.c,
         *(AssignmentRow.__table__.c[name].label(f"of_{name}") for name in _OF_VOTE),
         PairRow.kind.label("of_kind"),
+        PairRow.flagged.label("of_flagged"),
     )
     .join(AssignmentRow, AssignmentRow.id == VoteRow.assignment_id)
     .join(PairRow, PairRow.id == AssignmentRow.pair_id)
@@ -87,7 +96,7 @@ class Desk:
         rater: int,
         which: Queue,
         now: float,
-        seed: str,
+        seed: int,
         protocol: Callable[[Connection, int], Protocol],
     ) -> None:
         if which not in QUEUES:
@@ -103,36 +112,36 @@ class Desk:
 
     def claim(self, ahead: int = 0) -> list[Draft]:
         """What this rater has open, the oldest first, filled up to one and ``ahead`` more where there is anything."""
-        return [draft(self._connection, number, self._protocol) for number in self._claim(ahead)[1]]
+        return drafts(self._connection, self._claim(ahead)[1], self._protocol)
 
     def turn(self) -> tuple[list[Draft], Progress]:
         """The pair now, the one after it, and how far the rater has come."""
-        rules, numbers, more = self._claim(1)
-        drafts = [draft(self._connection, number, self._protocol) for number in numbers]
-        mine = sum(not one.planned for one in drafts) + more
-        return drafts, progress(self._connection, self._rater, rules, self._which, mine if drafts else None)
+        rules, numbers = self._claim(1)
+        found = drafts(self._connection, numbers, self._protocol)
+        return found, progress(self._connection, self._rater, rules, self._which, bool(found))
 
-    def _claim(self, ahead: int) -> tuple[Rules, list[int], int]:
-        """The rules, what this rater has, and how many more are open that were undone before."""
-        queue.release(self._connection, self._now)
+    def _claim(self, ahead: int) -> tuple[Rules, list[int]]:
+        """The rules, and what this rater has: first of all what they had before, although the lease may be over."""
         number = self._connection.execute(_NEWEST_PROTOCOL).scalar_one()
         rules = self._protocol(number).rules
         until = self._now + 60 * rules.lease_minutes
-        open_ones = list(self._connection.scalars(_MINE, self._mine))
-        for known in open_ones[: ahead + 1]:
-            self._connection.execute(_KEEP, {"number": known, "until": until})
+        mine = {"rater": self._rater, "of_disputes": self._which == "disputed", "until": until}
+        open_ones = sorted(self._connection.scalars(_KEEP_MINE, mine))
+        queue.release(self._connection, self._now, self._rater)
         while len(open_ones) <= ahead:
             chosen, chance = queue.choose(self._connection, self._rater, rules, self._seed, self._which)
             if chosen is None:
                 break
             open_ones.append(queue.give(self._connection, chosen, self._rater, number, self._now, until, chance))
-        return rules, open_ones[: ahead + 1], len(open_ones[ahead + 1 :])
+        return rules, open_ones[: ahead + 1]
 
     # --- answering ---
 
     def vote(self, token: str, answer: Answer) -> int:
         """Keeps a vote; returns its number."""
         row = self._held(token)
+        if row["flagged"]:
+            raise RefusedError("this pair was flagged and is out of the study; ask for the next one")
         protocol = self._protocol(row["protocol_id"])
         answer.check(protocol.rules)
         if answer.points and row["of"] != "image":
@@ -147,7 +156,7 @@ class Desk:
             "voted",
             row["id"],
             assignment_id=row["id"],
-            revision=self._connection.scalar(_REVISION, {"assignment": row["id"]}) or 0,
+            revision=row["revision"],
             undoes=None,
             choice=answer.choice,
             strength=answer.strength,
@@ -182,11 +191,7 @@ class Desk:
         """Where the vote counts for one of the arms, or for neither."""
         if row["repeat"] or row["adjudication"] or row["kind"] != "ordinary" or choice == "cannot_judge":
             return
-        if choice in ("left", "right"):
-            column = "for_first" if (choice == "left") == row["first_is_left"] else "for_second"
-        else:
-            column = "ties"
-        queue.count(self._connection, row["pair_id"], **{column: by})
+        queue.count(self._connection, row["pair_id"], **{outcome(choice, row["first_is_left"]): by})
 
     def _revive(self, row: RowMapping, rules: Rules) -> None:
         """Takes an answer that comes after the lease, unless the place has been given away."""
@@ -219,6 +224,10 @@ class Desk:
         row = self._connection.execute(_LAST_VOTE, self._mine).mappings().one_or_none()
         if row is None:
             raise RefusedError("there is no vote of yours to undo")
+        if row["of_flagged"]:
+            raise RefusedError(
+                "the pair of your last vote was flagged and is out of the study; its vote stays as it is"
+            )
         number = int(row["assignment_id"])
         self._add(
             "undone",
@@ -242,7 +251,7 @@ class Desk:
 
     def shown(self, number: int) -> Draft:
         """That assignment."""
-        return draft(self._connection, number, self._protocol)
+        return drafts(self._connection, [number], self._protocol)[0]
 
     def end(self, token: str, state: Literal["skipped", "flagged"], reason: str = "") -> None:
         """Gives the pair back without a vote; a flagged one is taken out for everybody."""
@@ -250,6 +259,6 @@ class Desk:
         if row["state"] != "open":
             raise RefusedError(f"this pair is {row['state']}, so it cannot be {state}; ask for the next one")
         queue.close(self._connection, row, state)
-        if state == "flagged":
-            queue.flag(self._connection, row["pair_id"])
         note(self._connection, self._now, state, self._rater, row["id"], data={"reason": reason})
+        if state == "flagged":
+            queue.flag(self._connection, row["pair_id"], self._now)

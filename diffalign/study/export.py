@@ -16,13 +16,11 @@ from sqlalchemy.orm import aliased
 from diffalign.study import database
 from diffalign.study.protocol import Protocol
 from diffalign.study.schema import AssignmentRow, ItemRow, PairRow, ProtocolRow, RaterRow, SampleRow, VoteRow
+from diffalign.study.sides import Side, first_preferred, standing
 from diffalign.types import Preference, Prompt, Sample
 
 if TYPE_CHECKING:
     from diffalign.study.store import Study
-
-LABELS = {"left": 1.0, "right": 0.0, "tie": 0.5, "tie_good": 0.5, "tie_bad": 0.5}
-"""How far the left one is preferred."""
 
 
 def live_votes(connection: Connection) -> list[RowMapping]:
@@ -46,10 +44,15 @@ def live_votes(connection: Connection) -> list[RowMapping]:
     return list(connection.execute(query).mappings())
 
 
-def first_preferred(row: Mapping[Any, Any], value: str) -> float:
-    """How far the first sample is preferred, of a choice in terms of sides: 1, 0, or 0.5 for a tie."""
-    left = LABELS[value]
-    return left if row["first_is_left"] else 1 - left
+def left_out(row: Mapping[Any, Any]) -> str:
+    """Why a vote is in no plain export; empty where it is in one."""
+    return (
+        ("repeat" if row["repeat"] else "")
+        or ("adjudication" if row["adjudication"] else "")
+        or (row["kind"] if row["kind"] != "ordinary" else "")
+        or ("flagged" if row["flagged"] else "")
+        or ("cannot judge" if row["choice"] == "cannot_judge" else "")
+    )
 
 
 class Export:
@@ -83,14 +86,9 @@ class Export:
 
     def _kept(self, row: RowMapping) -> bool:
         verdict = self._verdicts.get(row["pair_id"])
-        reason = (
-            ("repeat" if row["repeat"] else "")
-            or ("adjudication" if row["adjudication"] and not self._final else "")
-            or (row["kind"] if row["kind"] != "ordinary" else "")
-            or ("flagged" if row["flagged"] else "")
-            or ("cannot judge" if row["choice"] == "cannot_judge" else "")
-            or ("adjudicated" if verdict and (verdict["id"] != row["id"]) and not _adds(row, verdict) else "")
-        )
+        reason = left_out({**row, "adjudication": row["adjudication"] and not self._final})
+        if not reason and verdict and verdict["id"] != row["id"] and not _adds(row, verdict):
+            reason = "adjudicated"
         if reason:
             self.left_out[reason] += 1
         return not reason
@@ -105,7 +103,7 @@ class Export:
             origin = self._provenance(row)
             for criterion, value in _preferred(row).items():
                 strength = float(row["strength"] or 1) if criterion == "overall" else 1.0
-                label = first_preferred(row, value)
+                label = first_preferred(value, row["first_is_left"])
                 yield Preference(first.prompt, first, second, label, strength, criterion, row["rater"], origin)
 
     def _finals(self, sample: Callable[[int], Sample]) -> Iterator[Preference]:
@@ -117,7 +115,7 @@ class Export:
             for criterion in dict.fromkeys(name for row in rows for name in _preferred(row)):
                 said = [row for row in rows if criterion in _preferred(row)]
                 used = [row for row in said if row["adjudication"]] or said
-                labels = [first_preferred(row, _preferred(row)[criterion]) for row in used]
+                labels = [first_preferred(_preferred(row)[criterion], row["first_is_left"]) for row in used]
                 strengths = [float(row["strength"] or 1) if criterion == "overall" else 1.0 for row in used]
                 origin = self._origin(rows[0]) | {
                     "votes": len([row for row in said if not row["adjudication"]]),
@@ -138,9 +136,9 @@ class Export:
         image.load()
         return Sample(prompt, image=image, seed=int(row.seed))
 
-    def about(self, row: Mapping[Any, Any], side: str) -> dict[str, object]:
+    def about(self, row: Mapping[Any, Any], side: Side) -> dict[str, object]:
         """What stood on that side: its prompt, hash, arm and seed."""
-        sample = self._samples[row[f"{_sides(row)[side]}_id"]]
+        sample = self._samples[row[f"{standing(row['first_is_left'])[side]}_id"]]
         item = self._items[row["item_id"]]
         known = {"prompt": item.text, "prompt_id": item.prompt_id, "sample": sample.sha256, "arm": sample.arm}
         return {**known, "seed": int(sample.seed)}
@@ -150,7 +148,7 @@ class Export:
         return {"study": self._uid, "pair": row["pair_id"], "first": _facts(first), "second": _facts(second)}
 
     def _provenance(self, row: RowMapping) -> dict[str, object]:
-        sides = _sides(row)
+        sides = standing(row["first_is_left"])
         scores = {
             criterion: {sides[side]: score for side, score in value.items()}
             for criterion, value in row["answers"].items()
@@ -182,12 +180,6 @@ def _preferred(row: RowMapping) -> dict[str, str]:
 def _adds(row: RowMapping, verdict: RowMapping) -> bool:
     """Whether a vote answers what the verdict on its pair leaves open."""
     return verdict["choice"] != "cannot_judge" and not _preferred(row).keys() <= _preferred(verdict).keys()
-
-
-def _sides(row: Mapping[Any, Any]) -> dict[str, str]:
-    """Which sample stood where: first or second."""
-    names = ("first", "second") if row["first_is_left"] else ("second", "first")
-    return dict(zip(("left", "right"), names, strict=True))
 
 
 def scores(study: Study) -> Iterator[dict[str, object]]:

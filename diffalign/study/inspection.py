@@ -9,13 +9,15 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import Connection, RowMapping, exists, func, select
+from sqlalchemy.exc import DatabaseError
 from sqlalchemy.orm import aliased
 
 from diffalign.errors import UserError
 from diffalign.study import database
 from diffalign.study.chain import START, digest
 from diffalign.study.export import live_votes
-from diffalign.study.loading import material
+from diffalign.study.loading import lacking, material
+from diffalign.study.protocol import Rules
 from diffalign.study.schema import (
     AssignmentRow,
     Base,
@@ -26,6 +28,7 @@ from diffalign.study.schema import (
     SampleRow,
     VoteRow,
 )
+from diffalign.study.sides import outcome
 
 if TYPE_CHECKING:
     from diffalign.study.store import Study
@@ -45,17 +48,18 @@ class Finding:
 
 def inspect(study: Study) -> list[Finding]:
     """Looks at everything, in one state of the study. Changes nothing."""
-    with database.reading(study.engine) as connection:
-        found = [
-            _database(connection),
-            _events(connection),
-            _material(connection),
-            _protocols(connection),
-            _counts(connection),
-            _votes(connection),
-            _gold(connection, study.protocol().rules.gold_share),
-        ]
-        hashes = sorted(connection.scalars(select(SampleRow.sha256).distinct()))
+    found: list[Finding] = []
+    try:
+        with database.reading(study.engine) as connection:
+            found.append(_database(connection))
+            hashes = sorted(connection.scalars(select(SampleRow.sha256).distinct()))
+            checks = (_events, _material, _protocols, _counts, _votes, _gold)
+            found += [check(connection) for check in checks]
+            found.append(_wanted(connection, study.newest(connection).rules))
+    except DatabaseError:
+        if not found or found[0].ok:
+            raise
+        return found[:1]  # what cannot be read cannot be looked at
     found.insert(1, _files(study, hashes))
     return found
 
@@ -174,7 +178,11 @@ def _counts(connection: Connection) -> Finding:
             )
         )
     )
-    outcomes = Counter((row["pair_id"], _outcome(row)) for row in live_votes(connection) if _counted(row))
+    outcomes = Counter(
+        (row["pair_id"], outcome(row["choice"], row["first_is_left"]))
+        for row in live_votes(connection)
+        if _counted(row)
+    )
     contests: Counter[tuple[int, str]] = Counter()
     wrong = []
     names = ("for_first", "for_second", "ties")
@@ -194,12 +202,6 @@ def _counts(connection: Connection) -> Finding:
 def _counted(row: Mapping[Any, Any]) -> bool:
     special = row["repeat"] or row["adjudication"] or row["kind"] != "ordinary"
     return not special and row["choice"] != "cannot_judge"
-
-
-def _outcome(row: Mapping[Any, Any]) -> str:
-    if row["choice"] not in ("left", "right"):
-        return "ties"
-    return "for_first" if (row["choice"] == "left") == row["first_is_left"] else "for_second"
 
 
 def _votes(connection: Connection) -> Finding:
@@ -224,9 +226,13 @@ def _votes(connection: Connection) -> Finding:
     return Finding("votes", True, f"{sum(row[2] for row in rows)} live ones, one for each assignment that is done.")
 
 
-def _gold(connection: Connection, share: float) -> Finding:
+def _gold(connection: Connection) -> Finding:
     count = connection.scalar(select(func.count()).where(PairRow.kind == "gold")) or 0
     if count:
         return Finding("gold pairs", True, f"{count} pairs with a known answer test the raters.")
-    wanted = f" The protocol wants a share of {share:g}, which is of none." if share else ""
-    return Finding("gold pairs", True, f"None was given, so no rater is tested by a known answer.{wanted}")
+    return Finding("gold pairs", True, "None was given, so no rater is tested by a known answer.")
+
+
+def _wanted(connection: Connection, rules: Rules) -> Finding:
+    missing = lacking(connection, rules)
+    return Finding("shares", True, " ".join(missing) or "There are pairs of every kind that the protocol asks for.")

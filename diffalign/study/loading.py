@@ -19,6 +19,8 @@ from diffalign.study.protocol import Rules
 from diffalign.study.schema import Base, ContestRow, ItemRow, PairRow, SampleRow
 from diffalign.types import Prompt, Sample
 
+NAMES = {"gold": "gold pairs", "aa": "pairs of a sample with itself, which are made when it starts"}
+
 
 @dataclass(frozen=True, slots=True)
 class StudyPair:
@@ -60,6 +62,17 @@ def load(connection: Connection, files: Files, pairs: Iterable[StudyPair], rules
     for place, row in enumerate(chance.sample(rows, len(rows))):
         row["place"] = place
     connection.execute(insert(PairRow), rows)
+
+
+def lacking(connection: Connection, rules: Rules) -> tuple[str, ...]:
+    """What rules ask for and the study has no pairs for, in sentences."""
+    there = set(connection.scalars(select(PairRow.kind).distinct()))
+    asked = (("gold", "gold_share", rules.gold_share), ("aa", "aa_share", rules.aa_share))
+    return tuple(
+        f"The protocol has {name} {share:g}, but the study has no {NAMES[kind]}, so none is asked."
+        for kind, name, share in asked
+        if share and kind not in there
+    )
 
 
 def material(connection: Connection) -> str:

@@ -2,22 +2,30 @@
 
 from __future__ import annotations
 
-from sqlalchemy import Connection, bindparam, exists, func, select, text
+from math import ceil
+
+from sqlalchemy import ColumnElement, Connection, Row, bindparam, case, exists, func, select, text
 
 from diffalign.study import queue
 from diffalign.study.protocol import Rules
 from diffalign.study.schema import ACTIVE, AssignmentRow, PairRow
 from diffalign.study.turns import Progress, Queue
 
-_DONE = (
-    select(func.count())
-    .select_from(AssignmentRow)
-    .where(
-        AssignmentRow.rater_id == bindparam("rater"),
-        AssignmentRow.state == "done",
-        AssignmentRow.adjudication == bindparam("adjudication"),
-    )
+
+def _sum(condition: ColumnElement[bool]) -> ColumnElement[int]:
+    return func.coalesce(func.sum(case((condition, 1), else_=0)), 0)
+
+
+_MINE = select(
+    _sum(AssignmentRow.state == "done").label("done"),
+    _sum(AssignmentRow.state == "flagged").label("flagged"),
+    _sum(AssignmentRow.chosen != "planned").label("ordinary"),
+).where(
+    AssignmentRow.rater_id == bindparam("rater"),
+    AssignmentRow.state.in_(("open", "done", "flagged")),
+    AssignmentRow.adjudication == bindparam("adjudication"),
 )
+_PLANNED = select(PairRow.kind, func.count()).where(PairRow.kind.in_(("gold", "aa"))).group_by(PairRow.kind)
 _OTHERS = (
     select(func.count())
     .select_from(AssignmentRow)
@@ -53,21 +61,40 @@ _FREE_BUT_MINE = (
 _DISPUTED = select(func.count()).select_from(PairRow).where(*queue.IN_DISPUTE)
 
 
-def progress(connection: Connection, rater: int, rules: Rules, which: Queue, mine: int | None) -> Progress:
-    """Of a rater in a queue, who has so many pairs open that the queue waits for; None where a claim found nothing."""
-    adjudication = which == "disputed"
-    done = connection.scalar(_DONE, {"rater": rater, "adjudication": adjudication}) or 0
-    about = {"rater": rater, "adjudication": adjudication}
-    if adjudication:
-        return _disputes(connection, done, mine, connection.scalar(_OTHERS, about) or 0, rules)
-    if mine is None:
+def progress(connection: Connection, rater: int, rules: Rules, which: Queue, has: bool) -> Progress:
+    """Of a rater in a queue; ``has`` says whether a claim found anything."""
+    about = {"rater": rater, "adjudication": which == "disputed"}
+    mine = connection.execute(_MINE, about).one()
+    if which == "disputed":
+        return _disputes(connection, mine.done, has, connection.scalar(_OTHERS, about) or 0, rules)
+    if not has:
         others = connection.scalar(_OTHERS, about) or 0
         free, enough = _free(connection, rater, rules), queue.enough(connection, rules)
-        return Progress(done, 0, not others and (bool(enough) or free[0] == 0), _why(enough, free, others))
-    left = _free(connection, rater, rules)[1]
+        return Progress(mine.done, 0, not others and (bool(enough) or free[0] == 0), _why(enough, free, others))
+    return Progress(mine.done, _left(connection, rater, rules, mine), False, "")
+
+
+def _left(connection: Connection, rater: int, rules: Rules, mine: Row[int, int, int]) -> int:
+    """About how many are still there: what one rater gets in all, less the answers so far, rounded up to tens.
+
+    All in all, that is the ordinary pairs this rater has, had or may get, and the planned ones that come among so many
+    on average. No answer changes it, so what is left falls by one with each answer, whatever kind the pair is of. To
+    count the ordinary ones alone would tell the others by the turns after which nothing falls.
+    """
+    free = _free(connection, rater, rules)[1]
     if rules.budget is not None:
-        left = min(left, max(0, rules.budget - queue.given(connection)))
-    return Progress(done, left + mine, False, "")
+        free = min(free, max(0, rules.budget - queue.given(connection)))
+    ordinary = mine.ordinary + free
+    shares = {"gold": rules.gold_share, "aa": rules.aa_share}
+    there = dict(connection.execute(_PLANNED).all()) if any(shares.values()) else {}
+    about = ordinary / (1 - rules.repeat_share - sum(shares.values()))
+    planned = rules.repeat_share * about + sum(min(share * about, there.get(kind, 0)) for kind, share in shares.items())
+    return _tens(ordinary + planned - mine.done - mine.flagged)
+
+
+def _tens(count: float) -> int:
+    """Rounded up to tens, 10 or more."""
+    return 10 * max(1, ceil(count / 10))
 
 
 def _free(connection: Connection, rater: int, rules: Rules) -> tuple[int, int]:
@@ -93,10 +120,10 @@ def disputes(connection: Connection, rules: Rules) -> int:
     return connection.scalar(_DISPUTED, {"overlap": queue.complete_at(connection, rules)}) or 0
 
 
-def _disputes(connection: Connection, done: int, mine: int | None, others: int, rules: Rules) -> Progress:
+def _disputes(connection: Connection, done: int, has: bool, others: int, rules: Rules) -> Progress:
     left = disputes(connection, rules)
-    if mine is not None:
-        return Progress(done, max(mine, left - others), False, "")
+    if has:
+        return Progress(done, _tens(left - others), False, "")
     if others:
         return Progress(done, 0, False, "The last disputed pairs are with other adjudicators now.")
     if left:

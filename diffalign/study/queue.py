@@ -55,12 +55,17 @@ class Next:
 _PAIR: BindParameter[int] = bindparam("pair")
 _RATER: BindParameter[int] = bindparam("rater")
 _ACTIVE = text(ACTIVE)  # as the partial index has it: a database does not see that parameters say the same
-_LOCK = select(StudyRow.seed).with_for_update()
+_LOCK = select(StudyRow.seed, StudyRow.uid).with_for_update()
 
 
-def lock(connection: Connection) -> str:
-    """Holds the row of the study until the transaction ends; returns the seed."""
-    return str(connection.execute(_LOCK).scalar_one())
+def lock(connection: Connection) -> int:
+    """Holds the row of the study until the transaction ends; returns the seed of what is drawn in claims.
+
+    The uid is in it, which no rater is told: who knows the seed that was asked for, mostly 0, and this code could else
+    work out which pairs were planned, and their sides.
+    """
+    row = connection.execute(_LOCK).one()
+    return derive(int(row.seed), row.uid)
 
 
 # --- counts ---
@@ -96,14 +101,27 @@ def count(connection: Connection, pair: int, **more: int) -> None:
     connection.execute(_COUNT_PAIR, values)
 
 
-_OF_PAIR = select(PairRow.taken, PairRow.for_first, PairRow.for_second, PairRow.ties, PairRow.flagged).where(
+_COUNTS = select(PairRow.taken, PairRow.for_first, PairRow.for_second, PairRow.ties, PairRow.flagged).where(
     PairRow.id == _PAIR
 )
 
 
-def flag(connection: Connection, pair: int) -> None:
-    """Takes the pair out: what was counted of it counts no more."""
-    row = connection.execute(_OF_PAIR, {"pair": pair}).one()
+_STILL_OPEN = (
+    select(
+        AssignmentRow.id, AssignmentRow.pair_id, AssignmentRow.rater_id, AssignmentRow.repeat,
+        AssignmentRow.adjudication,
+    )
+    .where(AssignmentRow.pair_id == _PAIR, AssignmentRow.state == "open")
+    .order_by(AssignmentRow.id)
+)  # fmt: skip
+
+
+def flag(connection: Connection, pair: int, now: float) -> None:
+    """Takes the pair out: whoever else has it is shown it no more, and what was counted of it counts no more."""
+    for other in connection.execute(_STILL_OPEN, {"pair": pair}).mappings().all():
+        close(connection, other, "flagged")
+        note(connection, now, "withdrawn", other["rater_id"], other["id"])
+    row = connection.execute(_COUNTS, {"pair": pair}).one()
     if not row.flagged:
         minus = {f"more_{name}": -getattr(row, name) for name in _COUNTED}
         connection.execute(_COUNT_CONTEST, {"about": pair, **minus})
@@ -117,19 +135,21 @@ _LATE = (
         AssignmentRow.id, AssignmentRow.pair_id, AssignmentRow.rater_id, AssignmentRow.repeat,
         AssignmentRow.adjudication,
     )
-    .where(AssignmentRow.state == "open", AssignmentRow.lease_until < bindparam("now"))
+    .where(
+        AssignmentRow.state == "open",
+        AssignmentRow.lease_until < bindparam("now"),
+        AssignmentRow.rater_id != _RATER,
+    )
     .order_by(AssignmentRow.id)
 )  # fmt: skip
 _STATE = update(AssignmentRow).where(AssignmentRow.__table__.c.id == bindparam("number")).values(state=bindparam("to"))
 
 
-def release(connection: Connection, now: float) -> int:
-    """Takes back what was given out and not answered in time; returns how many assignments that were."""
-    late = connection.execute(_LATE, {"now": now}).mappings().all()
-    for row in late:
+def release(connection: Connection, now: float, rater: int) -> None:
+    """Takes back what others were given and did not answer in time. This rater is here, and keeps what they have."""
+    for row in connection.execute(_LATE, {"now": now, "rater": rater}).mappings().all():
         close(connection, row, "expired")
         note(connection, now, "expired", row["rater_id"], row["id"])
-    return len(late)
 
 
 def close(connection: Connection, row: Mapping[Any, Any], state: str) -> None:
@@ -177,7 +197,12 @@ _DISPUTED = _DISPUTED.where(~_OPEN).order_by(PairRow.place).limit(1)
 _DISPUTED_NEW = _DISPUTED.where(~_DROPPED)
 _CHOSEN = (
     select(AssignmentRow.chosen)
-    .where(AssignmentRow.pair_id == _PAIR, _ACTIVE, AssignmentRow.adjudication.is_(False))
+    .where(
+        AssignmentRow.pair_id == _PAIR,
+        _ACTIVE,
+        AssignmentRow.adjudication.is_(False),
+        AssignmentRow.repeat.is_(False),
+    )
     .order_by(AssignmentRow.id)
     .limit(1)
 )
@@ -210,7 +235,7 @@ _REPEATS = (
 
 
 def choose(
-    connection: Connection, rater: int, rules: Rules, seed: str, which: str = "pairs"
+    connection: Connection, rater: int, rules: Rules, seed: int, which: str = "pairs"
 ) -> tuple[Next | None, random.Random]:
     """The next pair for a rater, None where nothing is left, and the random numbers of this claim.
 
@@ -218,7 +243,7 @@ def choose(
     rater has skipped comes last.
     """
     before = connection.scalar(_GIVEN_TO, {"rater": rater}) or 0
-    chance = random.Random(derive(int(seed), "claim", rater, before))
+    chance = random.Random(derive(seed, "claim", rater, before))
     if which == "disputed":
         return _disputed(connection, rater, rules), chance
     if enough(connection, rules):
@@ -304,10 +329,12 @@ def _repeat(connection: Connection, rater: int, after: int, chance: random.Rando
 
 # --- sides ---
 
-_SHOWN = select(func.count(), func.sum(cast(AssignmentRow.first_is_left, Integer))).where(_ACTIVE)
-_OF_PAIR_SHOWN = _SHOWN.where(AssignmentRow.pair_id == _PAIR)
-_OF_RATER_SHOWN = _SHOWN.where(AssignmentRow.rater_id == _RATER)
-_OF_BOTH_SHOWN = _OF_PAIR_SHOWN.where(AssignmentRow.rater_id == _RATER)
+# How many more of these assignments have the first sample left than right.
+_SURPLUS = select(func.coalesce(func.sum(2 * cast(AssignmentRow.first_is_left, Integer) - 1), 0)).where(_ACTIVE)
+_OF_PAIR = _SURPLUS.where(AssignmentRow.pair_id == _PAIR)
+_OF_RATER = _SURPLUS.where(AssignmentRow.rater_id == _RATER).scalar_subquery()
+_SURPLUSES = select(_OF_PAIR.scalar_subquery(), _OF_RATER)
+_OF_REPEAT = select(_OF_PAIR.where(AssignmentRow.rater_id == _RATER).scalar_subquery(), _OF_RATER)
 
 
 def side(connection: Connection, chosen: Next, rater: int, chance: random.Random) -> bool:
@@ -316,16 +343,10 @@ def side(connection: Connection, chosen: Next, rater: int, chance: random.Random
     The biased coin (Efron 1971, 2 to 1) keeps each rater in balance without alternating, which one could notice. A
     repeat is shown the other way round, so that who looks at the side alone contradicts himself.
     """
-
-    def surplus(query: Select[int, int]) -> int:
-        """How many more of these assignments have the first sample left than right."""
-        shown, left = connection.execute(query, {"pair": chosen.pair_id, "rater": rater}).one()
-        return 2 * (left or 0) - shown
-
-    of_pair = surplus(_OF_BOTH_SHOWN if chosen.repeat else _OF_PAIR_SHOWN)
+    query = _OF_REPEAT if chosen.repeat else _SURPLUSES
+    of_pair, of_rater = connection.execute(query, {"pair": chosen.pair_id, "rater": rater}).one()
     if of_pair:
-        return of_pair < 0
-    of_rater = surplus(_OF_RATER_SHOWN)
+        return bool(of_pair < 0)
     share = 1 / 2 if of_rater == 0 else 1 / 3 if of_rater > 0 else 2 / 3
     return chance.random() < share
 

@@ -28,9 +28,11 @@ from diffalign.preferences.agreement import (
 from diffalign.preferences.ranking import Comparison, Ranking, rank
 from diffalign.study import database
 from diffalign.study.criteria import CriterionStats, criteria
-from diffalign.study.export import first_preferred, live_votes, seconds
+from diffalign.study.export import left_out, live_votes, seconds
+from diffalign.study.loading import lacking
 from diffalign.study.protocol import Rules
 from diffalign.study.schema import AssignmentRow, PairRow, RaterRow, SampleRow
+from diffalign.study.sides import first_preferred
 
 if TYPE_CHECKING:
     from diffalign.study.store import Study
@@ -128,7 +130,8 @@ def stats(study: Study) -> Stats:
         pairs = connection.execute(select(PairRow.id, PairRow.flagged).where(PairRow.kind == "ordinary")).all()
         gold = connection.scalar(select(func.count()).where(PairRow.kind == "gold")) or 0
         arms = {row.id: row.arm for row in connection.execute(select(SampleRow.id, SampleRow.arm))}
-    rules = study.protocol().rules
+        rules = study.newest(connection).rules
+        missing = lacking(connection, rules)
     kept = [row for row in rows if _counts(row)]
     counted = Counter(row["pair_id"] for row in rows if _ordinary(row))
     data = reliability_data((row["rater"], str(row["pair_id"]), _answer(row)) for row in kept)
@@ -145,7 +148,7 @@ def stats(study: Study) -> Stats:
         states={str(state): int(count) for state, count in states},
         chosen=dict(Counter(row["chosen"] for row in kept)),
         adjudicated=sum(row["adjudication"] for row in rows),
-        left_out=dict(study.export().left_out),
+        left_out=dict(Counter(reason for row in rows if (reason := left_out(row)))),
         alpha=alpha_interval(data.values),
         alpha_ordinal=alpha_interval(data.values, "ordinal"),
         agreement=percent_agreement(data.values),
@@ -155,7 +158,7 @@ def stats(study: Study) -> Stats:
         ranking=ranking,
         no_ranking=why,
         disputed=_disputed(kept),
-        notes=tuple(_notes(rules, gold, kept)),
+        notes=(*_notes(rules, gold, kept), *missing),
     )
 
 
@@ -168,7 +171,7 @@ def _counts(row: RowMapping) -> bool:
 
 
 def _answer(row: RowMapping) -> float:
-    return first_preferred(row, row["choice"])
+    return first_preferred(row["choice"], row["first_is_left"])
 
 
 def _ranking(kept: Sequence[RowMapping], arms: dict[int, str]) -> tuple[Ranking | None, str]:

@@ -23,17 +23,18 @@ from typing import TYPE_CHECKING, Literal
 
 from sqlalchemy import Connection, Engine, bindparam, func, insert, select
 
-from diffalign.errors import InputError, NotFoundError, RefusedError
+from diffalign.errors import InputError, NotFoundError, RefusedError, UserError
 from diffalign.study import database, queue
 from diffalign.study.answers import Answer
 from diffalign.study.chain import note
 from diffalign.study.content import Files
 from diffalign.study.desk import Desk, held
-from diffalign.study.loading import StudyPair, load, material
+from diffalign.study.loading import StudyPair, lacking, load, material
 from diffalign.study.progress import disputes
 from diffalign.study.protocol import Protocol
 from diffalign.study.schema import PairRow, ProtocolRow, RaterRow, SampleRow, StudyRow
-from diffalign.study.turns import Assignment, Draft, Progress, Queue, Turn, turn
+from diffalign.study.sides import standing
+from diffalign.study.turns import Assignment, Draft, Progress, Queue, Turn, log, turn
 
 if TYPE_CHECKING:
     from diffalign.study.export import Export
@@ -44,6 +45,11 @@ LONGEST_NAME = 200
 _RATER = select(RaterRow.id).where(RaterRow.name == bindparam("name"))
 _TEXT = select(ProtocolRow.text).where(ProtocolRow.id == bindparam("number"))
 _NEWEST = select(func.max(ProtocolRow.id))
+
+
+def new_uid() -> str:
+    """What a study is known by. No rater is told: what a claim draws at random comes from it."""
+    return uuid.uuid4().hex
 
 
 class Study:
@@ -83,7 +89,7 @@ class Study:
         folder = Path(folder)
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
             raise RefusedError(f"{folder} is there already, and not empty; a study starts in a folder of its own")
-        uid = uuid.uuid4().hex
+        uid = new_uid()
         with new_folder(folder) as made:
             engine = database.connect(database_url or made / "study.sqlite")
             try:
@@ -114,6 +120,23 @@ class Study:
         ``backed_up`` allows the migration of a PostgreSQL study, of which no backup can be made from here.
         """
         folder = Path(folder)
+        uid, engine = cls._connected(folder, database_url)
+        database.bring_up_to_date(engine, uid, folder, backed_up)
+        return cls(folder, engine, clock)
+
+    @classmethod
+    def upgrade(cls, folder: str | Path, database_url: str | None = None, backed_up: bool = False) -> database.Migrated:
+        """Migrates a study of an older schema, as ``open`` does, and says what was done."""
+        folder = Path(folder)
+        uid, engine = cls._connected(folder, database_url)
+        try:
+            return database.bring_up_to_date(engine, uid, folder, backed_up)
+        finally:
+            engine.dispose()
+
+    @staticmethod
+    def _connected(folder: Path, database_url: str | None) -> tuple[str, Engine]:
+        """The uid that the folder has, and the engine of its database."""
         try:
             known = json.loads((folder / "study.json").read_text(encoding="utf-8"))
             uid, kind = str(known["study"]), str(known["database"])
@@ -125,12 +148,7 @@ class Study:
             raise NotFoundError(f"the database of {folder} is a PostgreSQL server; give its URL")
         if kind == "sqlite" and database_url is not None:
             raise InputError(f"{folder} has its database with it; open it without a URL")
-        engine = database.connect(database_url or database.existing(folder / "study.sqlite"))
-        database.bring_up_to_date(engine, folder / "backups", backed_up)
-        study = cls(folder, engine, clock)
-        if study.uid != uid:
-            raise InputError(f"the database belongs to another study ({study.uid}) than the folder {folder} ({uid})")
-        return study
+        return uid, database.connect(database_url or database.existing(folder / "study.sqlite"))
 
     def close(self) -> None:
         """Gives up the connections to the database."""
@@ -157,13 +175,17 @@ class Study:
     def protocol(self) -> Protocol:
         """The version that new assignments follow."""
         with database.reading(self.engine) as connection:
-            return self._newest(connection)
+            return self.newest(connection)
 
-    def _newest(self, connection: Connection) -> Protocol:
+    def newest(self, connection: Connection) -> Protocol:
+        """The same, as a transaction sees it."""
         return self._protocol(connection, connection.execute(_NEWEST).scalar_one())
 
-    def revise(self, protocol: Protocol) -> None:
-        """A new version of the protocol, for assignments from now on. Votes keep the hash of theirs."""
+    def revise(self, protocol: Protocol) -> tuple[str, ...]:
+        """A new version of the protocol, for assignments from now on. Votes keep the hash of theirs.
+
+        Returns, in sentences, what it asks for that this study does not have.
+        """
         with database.writing(self.engine) as connection:
             queue.lock(connection)
             if connection.scalar(select(ProtocolRow.id).where(ProtocolRow.sha256 == protocol.sha256)):
@@ -171,6 +193,7 @@ class Study:
             now = self._now()
             _add_protocol(connection, protocol, now)
             note(connection, now, "revised", data={"protocol": protocol.sha256})
+            return lacking(connection, protocol.rules)
 
     # --- the work of a rater ---
 
@@ -221,14 +244,25 @@ class Study:
         return turn(self.files, *found)
 
     def content(self, rater: str, token: str, side: Literal["left", "right"]) -> bytes:
-        """What stands on that side: a PNG, or UTF-8 text. Only for the rater who has the assignment."""
+        """What stands on that side: a PNG, or UTF-8 text. Only for the rater who has the assignment.
+
+        Raises RefusedError where the pair was flagged, and NotFoundError, without saying more, where its file is
+        missing or damaged: ``inspect`` says which.
+        """
         with database.reading(self.engine) as connection:
             row = held(connection, self._rater(connection, rater), token)
             if side not in ("left", "right"):
                 raise InputError(f"there is no side {side!r}; there are left and right")
-            column = "first_id" if (side == "left") == row["first_is_left"] else "second_id"
-            sha256 = connection.execute(_CONTENT[column], {"pair": row["pair_id"]}).scalar_one()
-        return self.files.get(sha256)
+            if row["flagged"]:
+                raise RefusedError("this pair was flagged and is out of the study; ask for the next one")
+            query = _CONTENT[standing(row["first_is_left"])[side]]
+            sha256 = connection.execute(query, {"pair": row["pair_id"]}).scalar_one()
+        try:
+            return self.files.get(sha256)
+        except (UserError, OSError) as error:
+            # A hash would tell a rater which samples are the same.
+            log.error("a pair cannot be shown: %s", error)
+            raise NotFoundError("this pair cannot be shown: flag it, or skip it") from None
 
     def vote(self, rater: str, token: str, answer: Answer, queue: Queue = "pairs") -> int:
         """Keeps a vote; when this returns its number, the vote is on the disk.
@@ -282,16 +316,10 @@ class Study:
             found = desk.turn()
         return self._finished(found)
 
-    def release_expired(self) -> int:
-        """Takes back pairs that were not answered within the lease; returns how many. ``claim`` does it, too."""
-        with database.writing(self.engine) as connection:
-            queue.lock(connection)
-            return queue.release(connection, self._now())
-
     def disputes(self) -> int:
         """How many pairs wait for a verdict of an adjudicator."""
         with database.reading(self.engine) as connection:
-            return disputes(connection, self._newest(connection).rules)
+            return disputes(connection, self.newest(connection).rules)
 
     # --- what comes out ---
 
@@ -346,8 +374,8 @@ def _add_protocol(connection: Connection, protocol: Protocol, now: float) -> Non
 
 
 _CONTENT = {
-    column: select(SampleRow.sha256)
-    .join(PairRow, SampleRow.id == getattr(PairRow, column))
+    sample: select(SampleRow.sha256)
+    .join(PairRow, SampleRow.id == getattr(PairRow, f"{sample}_id"))
     .where(PairRow.id == bindparam("pair"))
-    for column in ("first_id", "second_id")
+    for sample in ("first", "second")
 }

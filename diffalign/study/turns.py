@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, cast
@@ -9,14 +10,16 @@ from typing import Any, Literal, cast
 from sqlalchemy import Connection, Row, bindparam, exists, select
 from sqlalchemy.orm import aliased
 
+from diffalign.errors import UserError
 from diffalign.study.answers import Answer, Choice, Point
 from diffalign.study.content import Files
 from diffalign.study.protocol import Protocol
 from diffalign.study.schema import AssignmentRow, ItemRow, PairRow, RaterRow, SampleRow, VoteRow
+from diffalign.study.sides import standing, swapped
 
 Queue = Literal["pairs", "disputed"]
 QUEUES: tuple[Queue, ...] = ("pairs", "disputed")
-_OTHER_SIDE = {"left": "right", "right": "left"}
+log = logging.getLogger("diffalign.study")
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +46,7 @@ class Assignment:
     lease_until: float
     """Until then the pair is kept for this rater; seconds since 1970."""
     texts: tuple[str, str] | None = None
-    """Left and right, where texts are compared."""
+    """Left and right, where texts are compared and can be read; the pair can be skipped or flagged where not."""
     answer: Answer | None = None
     """What this rater said before they undid it."""
     others: tuple[Verdict, ...] = ()
@@ -57,7 +60,10 @@ class Progress:
     done: int
     """Votes of this rater that live, gold pairs and repeats included."""
     left: int
-    """At most so many pairs are still there for this rater, gold pairs and repeats not counted."""
+    """About so many are still there for this rater, rounded up to tens; 0 only where nothing is.
+
+    It falls with the votes whatever they are about, so that nobody learns from it which pairs were planned.
+    """
     complete: bool
     """Whether the queue is over for everybody."""
     why: str
@@ -81,14 +87,16 @@ class Draft:
     assignment: Assignment
     texts: tuple[str, str] | None
     """The hashes of the left and the right one."""
-    planned: bool = False
-    """Whether it is a gold or A/A pair or a repeat, which the study does not wait for."""
 
     def finished(self, files: Files) -> Assignment:
-        """With its texts."""
+        """With its texts. What was done is on the disk by now, so a file that cannot be read must not undo that."""
         if self.texts is None:
             return self.assignment
-        left, right = (files.get(sha256).decode("utf-8", "surrogatepass") for sha256 in self.texts)
+        try:
+            left, right = (files.get(sha256).decode("utf-8", "surrogatepass") for sha256 in self.texts)
+        except (UserError, OSError) as error:
+            log.error("a pair cannot be shown: %s", error)
+            return self.assignment
         return replace(self.assignment, texts=(left, right))
 
 
@@ -96,24 +104,24 @@ _ONE, _TWO = aliased(SampleRow), aliased(SampleRow)
 _SHOWN = (
     select(
         AssignmentRow.id, AssignmentRow.token, AssignmentRow.lease_until, AssignmentRow.protocol_id,
-        AssignmentRow.pair_id, AssignmentRow.adjudication, AssignmentRow.chosen,
-        AssignmentRow.first_is_left, ItemRow.text, ItemRow.kind,
+        AssignmentRow.pair_id, AssignmentRow.adjudication, AssignmentRow.first_is_left,
+        ItemRow.text, ItemRow.kind,
         _ONE.sha256.label("first"), _TWO.sha256.label("second"),
     )
     .join(PairRow, PairRow.id == AssignmentRow.pair_id)
     .join(ItemRow, ItemRow.id == PairRow.item_id)
     .join(_ONE, _ONE.id == PairRow.first_id)
     .join(_TWO, _TWO.id == PairRow.second_id)
-    .where(AssignmentRow.id == bindparam("assignment"))
+    .where(AssignmentRow.id.in_(bindparam("assignments", expanding=True)))
 )  # fmt: skip
+# Read in this order into a dictionary: the last answer to each stays.
 _UNDONE = (
     select(
-        VoteRow.choice, VoteRow.strength, VoteRow.answers, VoteRow.points, VoteRow.comment, VoteRow.shown_at,
-        VoteRow.decided_at,
+        VoteRow.assignment_id, VoteRow.choice, VoteRow.strength, VoteRow.answers, VoteRow.points, VoteRow.comment,
+        VoteRow.shown_at, VoteRow.decided_at,
     )
-    .where(VoteRow.assignment_id == bindparam("assignment"), VoteRow.choice.is_not(None))
-    .order_by(VoteRow.id.desc())
-    .limit(1)
+    .where(VoteRow.assignment_id.in_(bindparam("assignments", expanding=True)), VoteRow.choice.is_not(None))
+    .order_by(VoteRow.id)
 )  # fmt: skip
 _UNDOING = aliased(VoteRow)
 _OTHERS = (
@@ -134,29 +142,36 @@ _OTHERS = (
 )  # fmt: skip
 
 
-def draft(connection: Connection, number: int, protocol: Callable[[int], Protocol]) -> Draft:
-    """The assignment of that id, which is open."""
-    row = connection.execute(_SHOWN, {"assignment": number}).one()
+def drafts(connection: Connection, numbers: Sequence[int], protocol: Callable[[int], Protocol]) -> list[Draft]:
+    """The assignments of those ids, which are open."""
+    asked = {"assignments": list(numbers)}
+    said = {row.assignment_id: row for row in connection.execute(_UNDONE, asked)} if numbers else {}
+    rows = {row.id: row for row in connection.execute(_SHOWN, asked)} if numbers else {}
+    return [_draft(connection, rows[number], said.get(number), protocol) for number in numbers]
+
+
+def _draft(
+    connection: Connection,
+    row: Row[*tuple[Any, ...]],
+    undone: Row[*tuple[Any, ...]] | None,
+    protocol: Callable[[int], Protocol],
+) -> Draft:
     assignment = Assignment(
         token=row.token,
         prompt=row.text,
         kind="image" if row.kind == "image" else "text",
         protocol=protocol(row.protocol_id),
         lease_until=row.lease_until,
-        answer=_before(connection, number),
+        answer=None if undone is None else _before(undone),
         others=_others(connection, row.pair_id, row.first_is_left) if row.adjudication else (),
     )
-    planned = row.chosen == "planned" and not row.adjudication
     if row.kind == "image":
-        return Draft(assignment, None, planned)
-    texts = (row.first, row.second) if row.first_is_left else (row.second, row.first)
-    return Draft(assignment, texts, planned)
+        return Draft(assignment, None)
+    of = standing(row.first_is_left)
+    return Draft(assignment, (getattr(row, of["left"]), getattr(row, of["right"])))
 
 
-def _before(connection: Connection, number: int) -> Answer | None:
-    row = connection.execute(_UNDONE, {"assignment": number}).one_or_none()
-    if row is None:
-        return None
+def _before(row: Row[*tuple[Any, ...]]) -> Answer:
     points = tuple(Point(**point) for point in row.points)
     return Answer(row.choice, row.strength, row.answers, points, row.comment, row.shown_at, row.decided_at)
 
@@ -173,14 +188,7 @@ def _verdict(row: Row[Any], turned: bool) -> Verdict:
     return Verdict(row.pseudonym, choice, row.strength, criteria, row.comment)
 
 
-def swapped(answer: str | Mapping[str, Any]) -> str | dict[str, Any]:
-    """The same answer, had the samples stood the other way round."""
-    if isinstance(answer, str):
-        return _OTHER_SIDE.get(answer, answer)
-    return {_OTHER_SIDE[side]: value for side, value in answer.items()}
-
-
-def turn(files: Files, drafts: Sequence[Draft], progress: Progress) -> Turn:
+def turn(files: Files, found: Sequence[Draft], progress: Progress) -> Turn:
     """The turn of up to two drafts."""
-    shown = [draft.finished(files) for draft in drafts[:2]]
+    shown = [draft.finished(files) for draft in found[:2]]
     return Turn(shown[0] if shown else None, shown[1] if len(shown) > 1 else None, progress)
