@@ -85,7 +85,7 @@ class Accounts:
         from argon2.exceptions import InvalidHashError, VerificationError
 
         self._refresh()
-        name = unicodedata.normalize("NFC", name).strip()
+        name = spelled(name)
         entry = self._entries.get(name)
         given = _bytes(password) if len(password) <= LONGEST_PASSWORD else b""
         try:
@@ -123,9 +123,14 @@ class Accounts:
                 raise DiffalignError(str(error)) from None
 
 
+def spelled(name: str) -> str:
+    """One spelling for all ways to type a name: Unicode's composed form, without spaces around it."""
+    return unicodedata.normalize("NFC", name).strip()
+
+
 def checked_name(name: str) -> str:
     """The name in Unicode's composed form; InputError for one that cannot be a name."""
-    name = unicodedata.normalize("NFC", name).strip()
+    name = spelled(name)
     if not 1 <= len(name) <= LONGEST_NAME:
         raise InputError(f"a name has 1 to {LONGEST_NAME} characters")
     if any(unicodedata.category(character) in ("Cc", "Cs") for character in name):

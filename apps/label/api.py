@@ -23,6 +23,12 @@ from diffalign.study import Answer, Assignment, Point, Study, Turn
 
 Queue = Literal["pairs", "disputed"]
 LONGEST_REASON = 20_000
+TOLD = {
+    "name", "version", "question", "guideline", "criteria", "criteria_required", "strength", "points",
+    "min_view_seconds", "lease_minutes",
+}  # fmt: skip
+"""What a page needs of a protocol. The rest, how many pairs are tests and how they are chosen, would unblind raters."""
+PNG = b"\x89PNG\r\n\x1a\n"
 
 
 class PointIn(BaseModel):
@@ -118,8 +124,9 @@ def shown(assignment: Assignment | None) -> dict[str, object] | None:
         "answer": None if assignment.answer is None else asdict(assignment.answer),
         "others": [asdict(verdict) for verdict in assignment.others],
     }
-    if assignment.texts is not None:
-        row["left"], row["right"] = assignment.texts
+    if assignment.kind == "text":
+        # None and None: a file of the study cannot be read, and the page says that the pair cannot be shown.
+        row["left"], row["right"] = assignment.texts or (None, None)
     return row
 
 
@@ -164,7 +171,7 @@ def router(study: Study, write: Turns, accounts: bool) -> APIRouter:
                 "title": study.title,
                 "accounts": accounts,
                 "rater": {"name": name, "role": request.state.role},
-                "protocol": protocol.rules.model_dump(mode="json"),
+                "protocol": protocol.rules.model_dump(mode="json", include=TOLD),
                 "sha256": protocol.sha256,
                 "queues": ["pairs", "disputed"] if judge else ["pairs"],
                 "disputed": await run_in_threadpool(study.disputes) if judge else 0,
@@ -199,8 +206,10 @@ def router(study: Study, write: Turns, accounts: bool) -> APIRouter:
     def image(name: Rater, token: str, side: str) -> Response:
         if side not in ("left", "right"):
             raise NotFoundError("there is no such side; there are left and right")
-        return Response(
-            study.content(name, _token(token), "left" if side == "left" else "right"), media_type="image/png"
-        )
+        content = study.content(name, _token(token), "left" if side == "left" else "right")
+        # No text begins like this: UTF-8 has no character of which 0x89 is the first byte.
+        if not content.startswith(PNG):
+            raise NotFoundError("this pair has no images; its texts come with the turn")
+        return Response(content, media_type="image/png")
 
     return api

@@ -64,7 +64,7 @@ class Guard:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """One connection, request or life of the server."""
         if scope["type"] == "lifespan":
-            await self.app(scope, receive, send)
+            await self.app(scope, receive, _unless_cancelled(send))
         elif scope["type"] == "websocket":
             await receive()
             await send({"type": "websocket.close", "code": 1008})
@@ -125,8 +125,8 @@ class Guard:
         if not self.valid(session):
             await self.write(self.sessions.end, secret)
             return
-        if self.sessions.stale(session):
-            await self.write(self.sessions.extend, session)
+        if self.sessions.stale(session) and not await self.write(self.sessions.extend, session):
+            return
         state["user"], state["role"], state["secret"] = session.name, session.role, secret
 
     @staticmethod
@@ -141,6 +141,17 @@ class Guard:
         after = quote(path + (f"?{query}" if query else ""), safe="")
         to = f"/login?next={after}" if path in PAGES and path != "/" else "/login"
         return Refusal(303, "please log in", [("location", to)])
+
+
+def _unless_cancelled(send: Send) -> Send:
+    """For the life of the server: being stopped while it starts is no failure that anybody has to read about."""
+
+    async def tell(message: Message) -> None:
+        task = asyncio.current_task()
+        if not (message["type"].endswith(".failed") and task is not None and task.cancelling()):
+            await send(message)
+
+    return tell
 
 
 class _Response:

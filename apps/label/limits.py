@@ -82,7 +82,3 @@ class Turns:
         work = self._thread.submit(function, *args, **options)
         # A client that goes away in the middle must not cancel work that others queue behind.
         return await asyncio.shield(asyncio.wrap_future(work))
-
-    def close(self) -> None:
-        """Finishes what was begun."""
-        self._thread.shutdown()

@@ -14,7 +14,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import UploadFile
 from starlette.responses import HTMLResponse, RedirectResponse, Response
 
-from apps.label.accounts import Account, Accounts
+from apps.label.accounts import Account, Accounts, spelled
 from apps.label.guard import PAGES
 from apps.label.limits import Throttle, Turns, network
 from apps.label.sessions import Sessions
@@ -37,7 +37,7 @@ def local(target: object) -> str:
         return "/rate"
     if found.scheme or found.netloc or found.path not in PAGES or found.path == "/":
         return "/rate"
-    return found.path + (f"?{found.query}" if re.fullmatch(r"[\w=&.%-]+", found.query, re.ASCII) else "")
+    return found.path + (f"?{found.query}" if re.fullmatch(r"[\w=&.%-]{1,500}", found.query, re.ASCII) else "")
 
 
 class Door:
@@ -62,7 +62,7 @@ class Door:
 
     def _set(self, response: Response, secret: str, age: int) -> None:
         # One cookie of a name in a response: the last word counts.
-        name = self.settings.cookie.encode()
+        name = self.settings.cookie.encode() + b"="
         response.raw_headers[:] = [
             field for field in response.raw_headers if not (field[0] == b"set-cookie" and field[1].startswith(name))
         ]
@@ -74,7 +74,7 @@ class Door:
 def page(settings: Settings, target: str, name: str = "", error: str = "", status: int = 200) -> HTMLResponse:
     """The login page."""
     provider = settings.oidc.config.title if settings.oidc else ""
-    text = _template().render(target=target, name=name, error=error, provider=provider, passwords=True)
+    text = _template().render(target=target, name=name, error=error, provider=provider)
     return HTMLResponse(text.encode("utf-8", "replace"), status)
 
 
@@ -105,7 +105,7 @@ class Attempts:
         try:
             # The throttles are asked when it is this attempt's turn, so that many at once get no further than few.
             async with self._hashing:
-                name, address = name.strip()[:LONGEST_KEY], network(address)
+                name, address = spelled(name)[:LONGEST_KEY], network(address)
                 wait = max(self._names.wait(name), self._addresses.wait(address))
                 if wait > 0:
                     return wait

@@ -12,15 +12,15 @@ import logging
 import os
 import secrets
 import time
-from collections import OrderedDict
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 import yaml
 from fastapi import APIRouter, Request
+from itsdangerous import BadData, URLSafeTimedSerializer
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 from starlette.responses import HTMLResponse, RedirectResponse, Response
 
@@ -32,10 +32,10 @@ if TYPE_CHECKING:
     from apps.label.login import Door
 
 COOKIE = "diffalign-oidc"
+"""With the prefix __Host- over https, so that no other host of the domain can set it."""
 ALGORITHMS = ["RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA"]
 """Public-key signatures alone: neither none, nor one whose key would be the client's secret."""
-BEGUN_SECONDS = 600.0
-MOST_BEGUN = 1000
+BEGUN_SECONDS = 600
 SECONDS = 10.0
 LEEWAY = 60
 """Seconds by which the clocks of provider and server may differ."""
@@ -98,14 +98,14 @@ def _safe(url: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class _Begun:
-    """A login that is under way."""
+    """A login that is under way. It lies in a signed cookie: its browser alone can finish it, and however many are
+    begun, the server remembers none.
+    """
 
+    state: str
     nonce: str
     verifier: str
-    browser: str
-    """What its cookie says; nobody else's browser can finish it."""
     target: str
-    at: float
 
 
 class Provider:
@@ -117,7 +117,10 @@ class Provider:
         self._metadata: dict[str, Any] | None = None
         self._keys: dict[str, Any] | None = None
         self._renewed_at = -KEYS_SECONDS
-        self._begun: OrderedDict[str, _Begun] = OrderedDict()
+        # A new key at each start: who is with the provider at that moment begins again.
+        self._sealed = URLSafeTimedSerializer(
+            secrets.token_bytes(32), salt="oidc", signer_kwargs={"digest_method": hashlib.sha256}
+        )
         self._lock = asyncio.Lock()
 
     @classmethod
@@ -147,29 +150,30 @@ class Provider:
 
     async def begin(self, target: str) -> tuple[str, str]:
         """Where to send the browser, and what its cookie has to say when it comes back."""
-        metadata = await self._published()
-        begun = _Begun(
-            secrets.token_urlsafe(32), secrets.token_urlsafe(48), secrets.token_urlsafe(32), target, time.monotonic()
-        )
-        async with self._client() as client:
-            url, state = client.create_authorization_url(
-                metadata["authorization_endpoint"],
-                state=secrets.token_urlsafe(32),
-                code_verifier=begun.verifier,
-                nonce=begun.nonce,
-            )
-        self._begun[str(state)] = begun
-        while len(self._begun) > MOST_BEGUN:
-            self._begun.popitem(last=False)
-        return str(url), begun.browser
+        from authlib.oauth2.rfc6749.parameters import prepare_grant_uri  # type: ignore[import-untyped]
+        from authlib.oauth2.rfc7636 import create_s256_code_challenge  # type: ignore[import-untyped]
 
-    async def finish(self, parameters: Mapping[str, str], browser: str) -> tuple[Account, str]:
+        metadata = await self._published()
+        begun = _Begun(secrets.token_urlsafe(32), secrets.token_urlsafe(32), secrets.token_urlsafe(48), target)
+        url = prepare_grant_uri(
+            metadata["authorization_endpoint"],
+            client_id=self.config.client_id,
+            response_type="code",
+            redirect_uri=self.config.callback,
+            scope=" ".join(self.config.scopes),
+            state=begun.state,
+            nonce=begun.nonce,
+            code_challenge=create_s256_code_challenge(begun.verifier),
+            code_challenge_method="S256",
+        )
+        return str(url), str(self._sealed.dumps(asdict(begun)))
+
+    async def finish(self, parameters: Mapping[str, str], cookie: str) -> tuple[Account, str]:
         """Who came back, and where they wanted to go. RefusedError with a sentence for whoever may not log in."""
-        begun = self._begun.pop(parameters.get("state", ""), None)
-        if begun is None or time.monotonic() - begun.at > BEGUN_SECONDS:
-            raise RefusedError("this login was not begun here, or took too long; please begin again")
-        if not secrets.compare_digest(begun.browser.encode(), browser.encode("utf-8", "surrogatepass")):
-            raise RefusedError("this login was begun in another browser; please begin again")
+        begun = self._unsealed(cookie)
+        given = parameters.get("state", "").encode("utf-8", "surrogatepass")
+        if begun is None or not secrets.compare_digest(begun.state.encode(), given):
+            raise RefusedError("this login was not begun in this browser, or took too long; please begin again")
         if "error" in parameters or not parameters.get("code"):
             raise RefusedError("the provider did not log you in")
         metadata = await self._published()
@@ -180,6 +184,13 @@ class Provider:
             )  # fmt: skip
         claims = await self._verified(str(token.get("id_token") or ""), str(token.get("access_token") or ""), begun)
         return self._account(claims), begun.target
+
+    def _unsealed(self, cookie: str) -> _Begun | None:
+        """What a cookie of ours says; None for any other, and for one that is too old."""
+        try:
+            return _Begun(**self._sealed.loads(cookie.encode("utf-8", "replace"), max_age=BEGUN_SECONDS))
+        except BadData:
+            return None
 
     async def _verified(self, id_token: str, access_token: str, begun: _Begun) -> Mapping[str, Any]:
         """The claims of an ID token, after all checks."""
@@ -230,9 +241,7 @@ class Provider:
         return AsyncOAuth2Client(
             self.config.client_id,
             self._secret,
-            scope=" ".join(self.config.scopes),
             redirect_uri=self.config.callback,
-            code_challenge_method="S256",
             token_endpoint_auth_method="client_secret_basic" if self._secret else "none",
             timeout=SECONDS,
             follow_redirects=False,
@@ -290,6 +299,7 @@ def router(provider: Provider, accounts: Accounts, door: Door) -> APIRouter:
     from apps.label.login import local, page
 
     routes = APIRouter(prefix="/oidc")
+    name = f"__Host-{COOKIE}" if door.settings.https else COOKIE
     failures = (httpx.HTTPError, AuthlibBaseError, ValueError, KeyError)
 
     def sorry(reason: str, status: int) -> Response:
@@ -298,7 +308,7 @@ def router(provider: Provider, accounts: Accounts, door: Door) -> APIRouter:
     @routes.get("/login")
     async def begin(request: Request) -> Response:
         try:
-            url, browser = await provider.begin(local(request.query_params.get("next")))
+            url, cookie = await provider.begin(local(request.query_params.get("next")))
         except RefusedError as error:
             return sorry(str(error), 502)
         except failures as error:
@@ -307,15 +317,14 @@ def router(provider: Provider, accounts: Accounts, door: Door) -> APIRouter:
         response = RedirectResponse(url, 303)
         # Lax, because the browser comes back from the provider's site with it; good for this login alone.
         response.set_cookie(
-            COOKIE, browser, max_age=int(BEGUN_SECONDS), path="/oidc/", secure=door.settings.https, httponly=True,
-            samesite="lax",
+            name, cookie, max_age=BEGUN_SECONDS, secure=door.settings.https, httponly=True, samesite="lax"
         )  # fmt: skip
         return response
 
     @routes.get("/callback")
     async def finish(request: Request) -> Response:
         try:
-            account, target = await provider.finish(dict(request.query_params), request.cookies.get(COOKIE, ""))
+            account, target = await provider.finish(dict(request.query_params), request.cookies.get(name, ""))
             if accounts.get(account.name) is not None:
                 raise RefusedError("there is an account with a password that has your name; ask who runs this study")
         except (RefusedError, InputError) as error:
@@ -325,7 +334,7 @@ def router(provider: Provider, accounts: Accounts, door: Door) -> APIRouter:
             return sorry("the provider cannot be reached", 502)
         # Not a redirection: that would still count as coming from the provider, and the cookie would not be sent.
         response = HTMLResponse(f'<!doctype html><title>…</title><meta http-equiv="refresh" content="0; url={target}">')
-        response.delete_cookie(COOKIE, path="/oidc/", httponly=True, samesite="lax")
+        response.delete_cookie(name, secure=door.settings.https, httponly=True, samesite="lax")
         return await door.open(request, account, response)
 
     return routes

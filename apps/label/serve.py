@@ -52,13 +52,13 @@ def run(
         users: The accounts; STUDY/users.json if not given.
         no_auth: Let whoever reaches the server rate, as one rater. On the loopback address alone.
         https: Browsers reach the server by https, through a reverse proxy.
-        proxy: Addresses of the reverse proxy, separated by commas, whose X-Forwarded-For is believed.
+        proxy: Addresses of the reverse proxy, separated by commas, whose X-Forwarded-For is believed. Goes with https.
         oidc: Configuration of an OpenID Connect provider.
         hours: After so many hours a login ends; and after so many without a request.
         access_log: Log each request, without names and tokens.
         say: Is told the address, and what was ignored.
     """
-    settings = _settings(host, no_auth, https, oidc, hours, access_log)
+    settings = _settings(host, no_auth, https, proxy, oidc, hours, access_log)
     removed = environment.quiet(Path(study_folder) / "tmp")
     if removed:
         say(f"ignored, because this server decides it itself: {', '.join(removed)}")
@@ -73,7 +73,13 @@ def run(
 
 
 def _settings(
-    host: str, no_auth: bool, https: bool, oidc: str | Path | None, hours: tuple[float, float], access_log: bool
+    host: str,
+    no_auth: bool,
+    https: bool,
+    proxy: str | None,
+    oidc: str | Path | None,
+    hours: tuple[float, float],
+    access_log: bool,
 ) -> Settings:
     if no_auth and (https or oidc):
         raise ConfigError("--no-auth is for this machine alone; it goes neither with --https nor with --oidc")
@@ -83,6 +89,11 @@ def _settings(
         raise RefusedError(
             f"passwords would travel to {host} unprotected: put a reverse proxy with a certificate in front and add"
             " --https, or listen on 127.0.0.1 (docs/labelling-security.md shows how)"
+        )
+    if https and not proxy:
+        raise ConfigError(
+            "--https means that a reverse proxy is in front: give its address by --proxy (127.0.0.1 if it is on this"
+            " machine); else everybody seems to come from there, and a few wrong passwords would lock all of them out"
         )
     if min(hours) <= 0:
         raise ConfigError("a login lasts longer than no time: give positive hours")

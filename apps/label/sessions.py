@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import secrets
+import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable
@@ -44,6 +45,7 @@ class Sessions:
     def __init__(self, engine: Engine, expiry: float, idle: float, clock: Callable[[], float] = time.time) -> None:
         self._engine, self._expiry, self._idle, self._clock = engine, expiry, idle, clock
         self._cache: OrderedDict[str, tuple[Session | None, float]] = OrderedDict()
+        self._lock = threading.Lock()
 
     def begin(self, account: Account) -> str:
         """Opens a session; returns the secret for the cookie, of 256 random bits."""
@@ -80,7 +82,9 @@ class Sessions:
         with database.reading(self._engine) as connection:
             row = connection.execute(query).one_or_none()
         if row is None or row.expires_at <= now:
-            self._cache.pop(key, None)
+            # One that was believed until now is over. What nobody knew is not noted: there is no end of guesses.
+            if key in self._cache:
+                self._over(key)
             return None
         session = Session(*row)
         return session if self._keep(session) else None
@@ -89,35 +93,46 @@ class Sessions:
         """Whether the time until which it may lie idle should be written anew."""
         return self._until(session) - session.expires_at > ABOUT * self._idle
 
-    def extend(self, session: Session) -> None:
-        """Writes down that the session is in use. One that was ended meanwhile stays ended."""
+    def extend(self, session: Session) -> bool:
+        """Writes down that the session is in use; False for one that was ended meanwhile, and stays so."""
         until = self._until(session)
         with database.writing(self._engine) as connection:
-            connection.execute(
+            found = connection.execute(
                 update(SessionRow).where(SessionRow.id_sha256 == session.id_sha256).values(expires_at=until)
-            )
-        self._keep(replace(session, expires_at=until))
+            ).rowcount
+        if not found:
+            self._over(session.id_sha256)
+            return False
+        return self._keep(replace(session, expires_at=until))
 
     def end(self, secret: str) -> None:
         """Logs out."""
         key = _hash(secret)
         with database.writing(self._engine) as connection:
             connection.execute(delete(SessionRow).where(SessionRow.id_sha256 == key))
-        # Who was asking the database in this moment must not bring it back.
-        self._cache[key] = (None, self._clock())
+        self._over(key)
 
     def _until(self, session: Session) -> float:
         return min(session.created_at + self._expiry, self._clock() + self._idle)
 
     def _keep(self, session: Session) -> bool:
         """Whether it still lives, so that it was kept."""
-        if self._cache.get(session.id_sha256, (session, 0.0))[0] is None:
-            return False
-        self._cache[session.id_sha256] = (session, self._clock())
-        self._cache.move_to_end(session.id_sha256)
+        with self._lock:
+            if self._cache.get(session.id_sha256, (session, 0.0))[0] is None:
+                return False
+            self._note(session.id_sha256, session)
+        return True
+
+    def _over(self, key: str) -> None:
+        """Notes the end: who has asked the database a moment before must not bring it back."""
+        with self._lock:
+            self._note(key, None)
+
+    def _note(self, key: str, session: Session | None) -> None:
+        self._cache[key] = (session, self._clock())
+        self._cache.move_to_end(key)
         while len(self._cache) > CACHED:
             self._cache.popitem(last=False)
-        return True
 
 
 def _hash(secret: str) -> str:

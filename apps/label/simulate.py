@@ -19,7 +19,7 @@ import click
 import httpx
 from PIL import Image
 
-from apps.label.accounts import Accounts
+from apps.label.accounts import Account, Accounts
 from apps.progress import Status
 from diffalign.errors import ConfigError, InputError, NotFoundError, RefusedError
 from diffalign.seeds import derive
@@ -28,6 +28,7 @@ from rewards.rater import SimulatedRaters
 from rewards.rater_file import OVERALL
 
 TIMEOUT = 60.0
+ATTEMPTS = 5
 SIDES = {1.0: "left", 0.0: "right", 0.5: "tie"}
 
 
@@ -193,16 +194,34 @@ def _accounts(url: str, users: Path, people: Sequence[str]) -> Iterator[Mapping[
         return
     passwords = {name: secrets.token_urlsafe(24) for name in people}
     accounts = Accounts.load(users)
+    taken = sorted({account.name for account in accounts.list()} & set(people))
+    if taken:
+        raise RefusedError(
+            f"there is an account {taken[0]!r} already; if it was left behind by simulated raters that were stopped,"
+            " remove it by `diffalign label users remove`"
+        )
     for name, password in passwords.items():
         accounts.add(name, "rater", password)
     accounts.save()
+    ours = [account for account in accounts.list() if account.name in passwords]
     try:
         yield passwords
     finally:
+        _remove(users, ours)
+
+
+def _remove(users: Path, ours: Sequence[Account]) -> None:
+    """Takes the accounts away again, but for those that somebody has removed or changed meanwhile."""
+    for attempt in range(ATTEMPTS):
         accounts = Accounts.load(users)
-        for name in people:
-            accounts.remove(name)
-        accounts.save()
+        left = [account for account in accounts.list() if account in ours]
+        for account in left:
+            accounts.remove(account.name)
+        try:
+            return accounts.save() if left else None
+        except RefusedError:  # somebody else has written the file in this moment
+            if attempt == ATTEMPTS - 1:
+                raise
 
 
 def _listed(choices: Counter[str]) -> str:

@@ -167,7 +167,7 @@ export class Form {
         const change = (now) => this.#answer(criterion.name, { ...this.draft.criteria[criterion.name], [side]: now });
         const name = `${criterion.question} ${side === "left" ? "Left" : "Right"}: ${at + 1}, ${words}`;
         const radio = this.#radio(`c${index}${side}`, at + 1, name, given, change);
-        return this.#unfocused(el("label", { class: `cell ${side}` }, radio, el("span", { class: "dot" }, String(at + 1))));
+        return this.#unfocused(el("label", { class: `cell ${side}` }, radio, el("span", { class: "dot" })));
       };
       return [cell("left"), el("span", { class: "anchor", "aria-hidden": "true" }, words), cell("right")];
     });

@@ -5,6 +5,7 @@ import { beginning, button, el, icon, keys } from "./dom.js";
 import { wholePrompt } from "./dialogs.js";
 
 const LONGEST_SHOWN = 600; // characters of a prompt before "more"
+const COARSE = 10; // pairs: how finely what is left is told
 const THEMES = ["auto", "light", "dark"];
 const THEME = "diffalign:appearance";
 
@@ -113,8 +114,10 @@ export class Head {
     return box;
   }
 
+  /** `left` is rounded up by the server: a finer number would tell which pairs are tests. So is all that is shown. */
   progress({ done, left }) {
-    this.count.textContent = left > 0 ? `${done} done · about ${left} left` : `${done} done`;
+    const words = left > COARSE ? ` · about ${left} left` : left > 0 ? ` · fewer than ${COARSE} left` : "";
+    this.count.textContent = `${done} done${words}`;
     this.bar.style.width = `${done + left > 0 ? (100 * done) / (done + left) : 0}%`;
   }
 

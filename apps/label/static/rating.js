@@ -28,16 +28,17 @@ export class Rating {
   }
 
   async start() {
-    const turn = await this.patience.call(() => api.turn(this.queue));
     const waiting = pending.stored();
-    if (waiting && turn.now?.token === waiting.token && waiting.queue === this.queue) {
+    if (waiting && waiting.rater !== this.study.rater.name) pending.keep(null); // another person's is not sent as theirs
+    else if (waiting?.queue === this.queue) {
+      // Sent before anything is asked for: a turn might take the pair away, because its time was over.
       this.pending = waiting;
-      await this.show(turn);
       this.#lock("saving");
       await this.#deliver(1);
-    } else {
-      pending.keep(null);
-      await this.show(turn);
+    }
+    if (!this.turn) {
+      this.#lock("loading");
+      await this.show(await this.patience.call(() => api.turn(this.queue)));
     }
     document.addEventListener("visibilitychange", () => !document.hidden && this.refresh());
     this.#keepLease();
@@ -92,7 +93,10 @@ export class Rating {
   /** The decoded pictures, or the texts; from what was loaded in advance where it was. */
   #load(assignment) {
     const { token, kind, left, right } = assignment;
-    if (kind === "text") return Promise.resolve({ left, right });
+    if (kind === "text") {
+      const whole = typeof left === "string" && typeof right === "string";
+      return whole ? Promise.resolve({ left, right }) : Promise.reject(new Error("a text of this pair cannot be read"));
+    }
     let coming = this.loaded.get(token);
     if (!coming) {
       coming = pictures.load(token);
@@ -134,7 +138,7 @@ export class Rating {
     const { token, at, clock } = this.shown;
     const decided = at + (performance.now() - clock) / 1000;
     const answer = { token, ...this.view.form.answer(choice), shown_at: at, decided_at: decided };
-    this.pending = { token, queue: this.queue, done: this.turn.progress.done, answer };
+    this.pending = { token, queue: this.queue, rater: this.study.rater.name, done: this.turn.progress.done, answer };
     pending.keep(this.pending);
     this.#lock("saving", choice);
     await this.#deliver(0);
@@ -192,7 +196,10 @@ export class Rating {
 
   /** `token` is the pair that was on the screen when the rater was asked for the reason. */
   async flag(token, reason) {
-    if (this.busy || this.shown?.token !== token) return;
+    if (this.busy || this.shown?.token !== token) {
+      this.view.say("Not flagged: the pair changed while you were asked why.", "problem");
+      return;
+    }
     await this.#act(() => api.flag(this.queue, token, reason), "Flagged: it is out of the study");
   }
 

@@ -142,7 +142,7 @@ export class Screen {
       this.notice.replaceChildren(el("span", {}, words), button({ class: "action", onclick: () => this.tryNow() }, "Try now"));
     }
     this.tryNow = now;
-    this.notice.hidden = false;
+    this.notice.hidden = this.judging.hidden = false; // also before the first pair is there
   }
 
   /** Names the questions that must be answered first. */
