@@ -9,6 +9,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
+from apps import build
 from apps.catalogue import recipes
 from diffalign.config import RunConfig, dump, load, parse
 from diffalign.errors import ConfigError
@@ -119,7 +120,7 @@ def test_a_file_that_is_no_text_is_named(file: Path) -> None:
 
 @pytest.mark.parametrize("recipe", sorted(recipes()))
 def test_every_recipe_is_valid_and_its_dump_is_the_same_configuration(recipe: str) -> None:
-    config = load(recipes()[recipe])
+    config = build.configuration(recipe)
     assert parse(yaml.safe_load(dump(config))) == config
     assert recipes()[recipe].read_text().startswith("# ")
 
