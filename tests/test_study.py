@@ -838,3 +838,13 @@ def test_events_tell_the_whole_story(tmp_path: Path) -> None:
     assert [row.kind for row in rows(study, EventRow)] == [
         "created", "joined", "joined", "claimed", "voted", "undone", "skipped",
     ]  # fmt: skip
+
+
+def test_a_damaged_database_is_told_in_one_sentence(tmp_path: Path) -> None:
+    study = made(tmp_path)
+    study.close()
+    for log in (tmp_path / "study").glob("study.sqlite-*"):
+        log.unlink()
+    (tmp_path / "study" / "study.sqlite").write_bytes(bytes(8192))
+    with pytest.raises(InputError, match=r"damaged .*not a database.*backup"):
+        Study.open(tmp_path / "study")

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from sqlalchemy import Connection, Engine, bindparam, func, insert, select
+from sqlalchemy.exc import DatabaseError
 
 from diffalign.errors import InputError, NotFoundError, RefusedError, UserError
 from diffalign.study import database, queue
@@ -121,7 +122,16 @@ class Study:
         """
         folder = Path(folder)
         uid, engine = cls._connected(folder, database_url)
-        database.bring_up_to_date(engine, uid, folder, backed_up)
+        try:
+            database.bring_up_to_date(engine, uid, folder, backed_up)
+        except DatabaseError as error:
+            # SQLite says this of a file that is none of its own; a server that does not answer is another error.
+            if "not a database" not in str(error) and "malformed" not in str(error):
+                raise
+            engine.dispose()
+            raise InputError(
+                f"the database of {folder} is damaged ({error.orig}); bring it back from a backup"
+            ) from None
         return cls(folder, engine, clock)
 
     @classmethod
