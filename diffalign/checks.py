@@ -66,8 +66,8 @@ def reward_is_usable(scores: Scores, *, start: bool) -> None:
     finite = total[total.isfinite()]
     if len(finite) == 0:
         raise RefusedError(
-            f"the reward is NaN or infinite for all {len(total)} samples of the epoch; try it on a folder of images"
-            " with 'diffalign score' or 'diffalign reward check'"
+            f"the reward is NaN or infinite for all {len(total)} samples of the epoch; try it with"
+            " 'diffalign score' or 'diffalign reward check'"
         )
     if len(finite) < len(total) / 2:
         raise RefusedError(

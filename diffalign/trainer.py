@@ -75,7 +75,10 @@ class Trainer:
             raise ConfigError("there is no prompt to train on")
         if policy.modality != source.modality:
             whose = f"reward {source.reward.name}" if isinstance(source, Rollouts) else f"source {source.name}"
-            raise ConfigError(f"{whose} judges {source.modality}s, but the model makes {policy.modality}s")
+            raise ConfigError(
+                f"{whose} judges {source.modality}s, but the model makes {policy.modality}s (a function of your own"
+                " says by its attribute 'modality' which of them it judges)"
+            )
         self.policy, self.source, self.beside = policy, source, beside
         self.settings = settings or TrainerConfig()
         self.objective = objective or ObjectiveConfig()

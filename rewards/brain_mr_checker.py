@@ -19,6 +19,7 @@ from diffalign.types import Modality, Prompt, Sample, Scores
 from diffalign.worlds import brain_mr
 from rewards import devices
 from rewards.brain_mr_net import CELL_AREA, FOLDER, LEVELS, OTHER, PLANES, Readout, load, normalise, to_grey
+from rewards.everything import EVERYTHING, everything
 
 LARGE_FROM_PX = 55.0
 """Lesions of this many pixels and more are large: drawn ones have 20 to 30 (small) or 95 to 133 (large)."""
@@ -92,6 +93,8 @@ class Finding:
 class BrainMRChecker:
     """Fraction of the asked facts (plane, contrast, level, lesion, side, size) that an image shows.
 
+    The part ``everything`` is 1 where it shows all of them.
+
     ``graded=True`` gives credit by probability instead of right or wrong: a smoother signal for reinforcement
     learning, close to the same on images that are clearly right or clearly wrong.
     """
@@ -124,6 +127,8 @@ class BrainMRChecker:
             for name, value in credit.items():
                 parts[name][i] = value
             total[i] = sum(credit.values()) / len(credit)
+        if not self.graded:
+            parts[EVERYTHING] = everything(total)
         return Scores(total, parts)
 
     @torch.inference_mode()

@@ -27,6 +27,7 @@ from diffalign.errors import ConfigError
 from diffalign.types import Modality, Prompt, Sample, Scores
 from diffalign.worlds.emoji import SIZE, parse, validate
 from rewards.emoji_detector import ACCEPT, Detection, Sight, detect, look
+from rewards.everything import EVERYTHING, everything
 
 __all__ = ["ATTRIBUTES", "Detection", "EmojiChecker", "detect", "judge"]
 
@@ -43,9 +44,9 @@ _DIRECTIONS = {"left of": (-1, 0), "right of": (1, 0), "above": (0, -1), "below"
 class EmojiChecker:
     """Fraction of the asked attributes that an image gets right, in 0..1.
 
-    ``graded=False`` is accuracy: every part is 0 or 1. ``graded=True`` is for training: near misses get part of the
-    credit (an almost recognisable object, one object too many, a place not quite in the corner), a perfect image
-    still gets exactly 1.
+    ``graded=False`` is accuracy: every part is 0 or 1, and the part ``everything`` is 1 where all of them are.
+    ``graded=True`` is for training: near misses get part of the credit (an almost recognisable object, one object too
+    many, a place not quite in the corner), a perfect image still gets exactly 1.
 
     A sample whose prompt cannot be understood, or that has no image, scores NaN.
     """
@@ -60,7 +61,7 @@ class EmojiChecker:
         self.name = "emoji-checker-graded" if graded else "emoji-checker"
 
     def __call__(self, samples: Sequence[Sample]) -> Scores:
-        """Totals and the five parts; a part that was not asked of a sample is NaN."""
+        """Totals and the parts; a part that was not asked of a sample is NaN."""
         table = torch.full((len(samples), len(ATTRIBUTES)), math.nan)
         for row, sample in enumerate(samples):
             wanted = _wanted(sample.prompt)
@@ -68,7 +69,8 @@ class EmojiChecker:
                 continue
             for name, value in judge(look([sample.image])[0], wanted, graded=self.graded).items():
                 table[row, ATTRIBUTES.index(name)] = value
-        return Scores(table.nanmean(dim=1), {name: table[:, i] for i, name in enumerate(ATTRIBUTES)})
+        total, parts = table.nanmean(dim=1), {name: table[:, i] for i, name in enumerate(ATTRIBUTES)}
+        return Scores(total, parts if self.graded else {**parts, EVERYTHING: everything(total)})
 
 
 def judge(sight: Sight, wanted: Mapping[str, object], *, graded: bool = False) -> dict[str, float]:

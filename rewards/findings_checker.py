@@ -18,6 +18,7 @@ import torch
 from diffalign.errors import ConfigError, InputError
 from diffalign.types import Modality, Prompt, Sample, Scores
 from diffalign.worlds import brain_mr, findings
+from rewards.everything import EVERYTHING, everything
 from rewards.findings_reader import Reading, read
 
 PARTS = (*brain_mr.FIELDS, "invented")
@@ -48,7 +49,8 @@ class FindingsChecker:
         """Accuracy ``(B,)`` over the facts; NaN for a sample without a text (an empty text is 0).
 
         The parts are 1 (right), 0 (wrong or missing) or NaN (not asked for and not said) for each fact; ``invented`` is
-        the number of things that are not in the row. InputError where a prompt has no complete row.
+        the number of things that are not in the row, ``everything`` is 1 where nothing is wrong. InputError where a
+        prompt has no complete row.
         """
         total = torch.full((len(samples),), math.nan)
         parts = {name: torch.full((len(samples),), math.nan) for name in PARTS}
@@ -61,7 +63,7 @@ class FindingsChecker:
                 parts[name][i] = float(right)
             parts["invented"][i] = invented
             total[i] = accuracy(facts, invented, row, task)
-        return Scores(total, parts)
+        return Scores(total, {**parts, EVERYTHING: everything(total)})
 
 
 def accuracy(facts: Mapping[str, bool], invented: int, row: Mapping[str, str], task: str) -> float:

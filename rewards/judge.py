@@ -27,13 +27,14 @@ from diffalign.errors import ConfigError, InputError, NotFoundError
 from diffalign.seeds import derive
 from diffalign.types import Modality, Preference, Sample, Scores
 from rewards import wire
-from rewards.remote import _RETRIED, RemoteReward, UnreachableError, _address, _first_line, _token, _TryAgainError
+from rewards.line import Line, first_line
 
 log = logging.getLogger(__name__)
 
 PRINCIPLES = ("It does what the question asks, correctly and completely.", "It is clear and easy to read.")
 """What is judged by where no file of principles is given."""
 _PATH = "/v1/chat/completions"
+_REMEDY = "go on with a stopped run by --resume"
 _COMPARE = (
     "You compare two answers to a question by one principle. You reply with one letter, A or B, and nothing else."
 )
@@ -46,51 +47,6 @@ class Answer:
 
     first: float | None
     text: str
-
-
-class Endpoint(RemoteReward):
-    """A chat endpoint, spoken to with the patience of a remote reward."""
-
-    def __init__(self, url: str, *, timeout: float, retries: int, patience: float, token_env: str) -> None:
-        for what, value in (("timeout", timeout), ("patience", patience)):
-            if not (math.isfinite(value) and value > 0):
-                raise ConfigError(f"{url}: {what} is {value:g}; it is a number of seconds above 0")
-        if retries < 0:
-            raise ConfigError(f"{url}: retries is {retries}; it is at least 0")
-        self.url = url.rstrip("/").removesuffix(_PATH).removesuffix("/v1")
-        self._address = _address(self.url)
-        self._timeout, self._retries, self._patience = timeout, retries, patience
-        self._token = _token(token_env, url)
-
-    def chat(self, request: Mapping[str, object]) -> dict[str, Any]:
-        """The first choice of the answer; UnreachableError where none comes, InputError where it is no such answer."""
-        try:
-            answer = self._ask("POST", _PATH, json.dumps(request).encode(), self._patience)
-        except UnreachableError as error:
-            told = str(error).partition("; start it")[0].replace("the reward server", "the judge", 1)
-            raise UnreachableError(f"{told}; go on with a stopped run by --resume") from None
-        choices = answer.get("choices")
-        if not (isinstance(choices, list) and choices and isinstance(choices[0], dict)):
-            raise InputError(f"{self.url} is no chat endpoint: its answer to {_PATH} has no choices")
-        return choices[0]
-
-    def _try(self, method: str, path: str, body: bytes | None) -> dict[str, Any]:
-        status, data, location = self._exchange(method, path, body)
-        if status in _RETRIED:
-            raise _TryAgainError(f"HTTP {status}, {_RETRIED[status]}")
-        if 300 <= status < 400:
-            raise InputError(f"{self.url} redirects to {location or 'nowhere'}; redirects are not followed")
-        try:
-            answer = wire.read(data)
-        except InputError:
-            if status == 200:
-                raise InputError(f"{self.url} is no chat endpoint: its answer to {path} is no JSON") from None
-            answer = {}
-        if status != 200:
-            error = answer.get("error", "it gave no reason")
-            why = _first_line(error.get("message", error) if isinstance(error, dict) else error)
-            raise InputError(f"the judge {self.url} answered HTTP {status} to {path}: {why}")
-        return answer
 
 
 class Judge:
@@ -128,7 +84,10 @@ class Judge:
             raise ConfigError(f"max_tokens is {max_tokens}; the judge needs at least 1 to answer")
         self.name, self.model = name, model
         self.principles = read_principles(Path(principles).expanduser()) if principles else PRINCIPLES
-        self.endpoint = Endpoint(url, timeout=timeout, retries=retries, patience=patience, token_env=token_env)
+        base = url.rstrip("/").removesuffix(_PATH).removesuffix("/v1")
+        self._line = Line(
+            base, what="judge", remedy=_REMEDY, timeout=timeout, retries=retries, patience=patience, token_env=token_env
+        )
         self.asked = self.nonsense = 0
         self._settings = {"model": model, "temperature": 0, "max_tokens": max_tokens}
         if logprobs:
@@ -179,13 +138,27 @@ class Judge:
 
     def _ask(self, system: str, question: str, options: tuple[str, str], seed: int) -> Answer:
         messages = [{"role": "system", "content": system}, {"role": "user", "content": question}]
-        answer = read_answer(self.endpoint.chat({**self._settings, "messages": messages, "seed": seed}), options)
+        answer = read_answer(self._choice({**self._settings, "messages": messages, "seed": seed}), options)
         self.asked += 1
         if answer.first is None:
             self.nonsense += 1
             if self.nonsense == 1:
                 log.warning(f"the judge {self.name} was asked {' or '.join(options)} and said {answer.text[:80]!r}")
         return answer
+
+    def _choice(self, request: Mapping[str, object]) -> dict[str, Any]:
+        """The first choice of the answer."""
+        answer = self._line.ask("POST", _PATH, json.dumps(request).encode(), self._read)
+        choices = answer.get("choices")
+        if not (isinstance(choices, list) and choices and isinstance(choices[0], dict)):
+            raise InputError(f"{self._line.url} is no chat endpoint: its answer to {_PATH} has no choices")
+        return choices[0]
+
+    def _read(self, data: bytes) -> dict[str, Any]:
+        try:
+            return wire.read(data)
+        except InputError:
+            raise InputError(f"{self._line.url} is no chat endpoint: its answer to {_PATH} is no JSON") from None
 
 
 def read_principles(path: Path) -> tuple[str, ...]:
@@ -195,7 +168,7 @@ def read_principles(path: Path) -> tuple[str, ...]:
     try:
         found = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} is no YAML: {_first_line(error)}") from None
+        raise InputError(f"{path} is no YAML: {first_line(error)}") from None
     if not (isinstance(found, list) and found and all(isinstance(one, str) and one.strip() for one in found)):
         raise InputError(f"{path} holds no principles; it is a YAML list of sentences, such as '- It is kind.'")
     return tuple(one.strip() for one in found)

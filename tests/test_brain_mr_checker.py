@@ -55,9 +55,10 @@ def test_perfect_scenes_score_one(checker: BrainMRChecker, samples: list[Sample]
 def test_the_total_is_the_mean_of_the_asked_parts(checker: BrainMRChecker, samples: list[Sample]) -> None:
     """Without a lesion four facts are asked (plane, contrast, level, lesion), with one six."""
     scores = checker(samples)
-    assert set(scores.parts) == {"plane", "contrast", "level", "lesion", "side", "size"}
+    assert set(scores.parts) == {"plane", "contrast", "level", "lesion", "side", "size", "everything"}
     for i, sample in enumerate(samples):
         asked = {name: float(part[i]) for name, part in scores.parts.items() if not part[i].isnan()}
+        assert asked.pop("everything") == float(set(asked.values()) == {1})
         assert len(asked) == (6 if sample.prompt.attributes["lesion"] == "present" else 4)
         assert float(scores.total[i]) == pytest.approx(sum(asked.values()) / len(asked))
 
@@ -81,7 +82,7 @@ def test_one_wrong_fact_costs_its_part(
     scores = checker([ask(image, **{**LEFT, "size": size}), ask(image, **{**LEFT, "size": size, **wrong})])
     assert float(scores.total[0]) == 1
     assert float(scores.total[1]) == pytest.approx(total)
-    assert [name for name, values in scores.parts.items() if values[1] == 0] == [part]
+    assert [name for name, values in scores.parts.items() if values[1] == 0] == [part, "everything"]
 
 
 def test_a_wrong_plane_costs_plane_and_level(checker: BrainMRChecker) -> None:
@@ -89,7 +90,7 @@ def test_a_wrong_plane_costs_plane_and_level(checker: BrainMRChecker) -> None:
     image = brain_mr.render({**LEFT, "size": "large"}, FIRST_SEED).image
     wrong = {**LEFT, "size": "large", "plane": "coronal", "level": "thalamus"}
     scores = checker([ask(image, **wrong)])
-    assert [name for name, values in scores.parts.items() if values[0] == 0] == ["plane", "level"]
+    assert [name for name, values in scores.parts.items() if values[0] == 0] == ["plane", "level", "everything"]
     assert float(scores.total[0]) == pytest.approx(4 / 6)
 
 
@@ -97,10 +98,10 @@ def test_an_absent_lesion_has_no_side_and_no_size(checker: BrainMRChecker) -> No
     healthy = {"plane": "coronal", "contrast": "T1", "level": "thalamus", "lesion": "none"}
     image = brain_mr.render(healthy, FIRST_SEED).image
     scores = checker([ask(image, **{**healthy, "lesion": "present", "side": "left", "size": "small"})])
-    assert [name for name, values in scores.parts.items() if values[0] == 0] == ["lesion", "side", "size"]
+    assert [name for name, values in scores.parts.items() if values[0] == 0] == ["lesion", "side", "size", "everything"]
     ill = brain_mr.render({**healthy, "lesion": "present", "side": "left", "size": "large"}, FIRST_SEED).image
     scores = checker([ask(ill, **healthy)])
-    assert [name for name, values in scores.parts.items() if values[0] == 0] == ["lesion"]
+    assert [name for name, values in scores.parts.items() if values[0] == 0] == ["lesion", "everything"]
 
 
 def test_sides_follow_the_pixels(checker: BrainMRChecker) -> None:

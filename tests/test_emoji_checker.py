@@ -40,6 +40,8 @@ def asked(text: str) -> Prompt:
 def judge(checker: EmojiChecker, text: str, image: Image.Image) -> dict[str, float]:
     scores = checker([Sample(asked(text), image)])
     parts = {name: float(part[0]) for name, part in scores.parts.items() if not math.isnan(float(part[0]))}
+    if not checker.graded:
+        assert parts.pop("everything") == float(all(value == 1 for value in parts.values()))
     assert float(scores.total[0]) == pytest.approx(sum(parts.values()) / len(parts))
     return parts
 
@@ -182,7 +184,8 @@ def test_the_background_is_the_commonest_colour_and_may_have_no_name() -> None:
 def test_no_samples_and_samples_that_cannot_be_judged() -> None:
     empty = HARD([])
     assert empty.total.shape == (0,)
-    assert set(empty.parts) == set(ATTRIBUTES)
+    assert set(empty.parts) == {*ATTRIBUTES, "everything"}
+    assert set(GRADED([]).parts) == set(ATTRIBUTES)
     image = paint("green", *THREE_APPLES)
     scores = HARD([
         Sample(Prompt("a watercolour of the sea"), image),

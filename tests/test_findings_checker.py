@@ -148,7 +148,10 @@ def test_it_is_a_reward() -> None:
 
 def test_the_parts_say_what_is_wrong() -> None:
     total, parts = score(LEFT, "Axial FLAIR, ventricles. Large lesion on the right with swelling.")
-    assert parts == {"plane": 1, "contrast": 0, "level": 1, "lesion": 1, "side": 0, "size": 1, "invented": 1}
+    assert parts == {
+        "plane": 1, "contrast": 0, "level": 1, "lesion": 1, "side": 0, "size": 1, "invented": 1, "everything": 0
+    }  # fmt: skip
+    assert score(LEFT, RIGHT[0][2])[1]["everything"] == 1
     assert total == pytest.approx(4 / 7)
 
 

@@ -30,12 +30,13 @@ from PIL import Image
 from diffalign.errors import ConfigError, InputError, RefusedError
 from diffalign.types import Prompt, Reward, Sample, Scores
 from diffalign.worlds import emoji
-from rewards import remote, serve, wire
+from rewards import line, serve, wire
 from rewards.combine import Combined
 from rewards.emoji_checker import EmojiChecker
 from rewards.jpeg import Compressibility
+from rewards.line import UnreachableError
 from rewards.registry import load
-from rewards.remote import RemoteReward, UnreachableError
+from rewards.remote import RemoteReward
 
 ROOT = Path(__file__).resolve().parent.parent
 Serve = Callable[..., AbstractContextManager[serve.Server]]
@@ -231,7 +232,7 @@ HELLO = answer(ABOUT)
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Pauses of up to a hundredth of their length."""
-    monkeypatch.setattr(remote, "_FIRST_PAUSE", 0.005)
+    monkeypatch.setattr(line, "_FIRST_PAUSE", 0.005)
 
 
 @pytest.mark.parametrize(
@@ -401,7 +402,7 @@ def test_proxies_of_the_environment_are_not_used(monkeypatch: pytest.MonkeyPatch
         ("http://host?timeout=0", "timeout is 0; it is a number of seconds above 0"),
         ("http://host?timeout=nan", "timeout is nan"),
         ("http://host?timout=3", "no argument 'timout'; did you mean timeout"),
-        ("http://host?batch_size=0", "batch_size 0"),
+        ("http://host?batch_size=0", "batch_size is 0"),
         ("http://host?token_env=NO_SUCH_VARIABLE", "NO_SUCH_VARIABLE, named by token_env, is not set"),
     ],
 )

@@ -22,9 +22,9 @@ from rewards import sentiment
 from rewards.findings_checker import FindingsChecker
 from rewards.findings_gold import FindingsGold
 from rewards.judge import Judge, read_answer, read_principles
+from rewards.line import UnreachableError
 from rewards.readability import count, grade_level, reading_ease, syllables
 from rewards.registry import load
-from rewards.remote import UnreachableError
 
 ROW = {"plane": "axial", "contrast": "T2", "level": "ventricles", "lesion": "present", "side": "left", "size": "large"}
 ASKED = findings.prompt(ROW, "findings")
