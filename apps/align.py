@@ -15,7 +15,7 @@ from apps.progress import Status
 from diffalign import prompts as prompt_sources
 from diffalign.config import RunConfig
 from diffalign.errors import ConfigError, UserError
-from diffalign.evaluation import Evaluation, evaluate, step_kl
+from diffalign.evaluation import Evaluation, evaluate, kl
 from diffalign.runs import Run, require_empty, unused_folder, write_text
 from diffalign.trainer import Interrupted, Trainer
 from diffalign.types import Scores
@@ -136,8 +136,7 @@ class Job:
         drawn = [sample for rollout in rollouts for sample in rollout.samples]
         rewards = (self.judges.main, *self.judges.others)
         found = {f"held_out/{reward.name}": _mean(reward(drawn)) for reward in rewards}
-        if (distance := step_kl(self.policy, rollouts[:2])) is not None:
-            found["distance/step_kl"] = distance
+        found |= {f"distance/{name}": value for name, value in kl(self.policy, rollouts[:2]).items()}
         self.directory.log(epoch, found)
         samples.write_moment(self.directory.path / "samples" / f"epoch-{epoch}", drawn)
 

@@ -192,6 +192,10 @@ def distances(evaluation: Mapping[str, Any]) -> list[tuple[str, str, str]]:
             "KL divergence per step",
             "nats per latent element, or per token, along the aligned model's samples",
         ),
+        "sample_kl": (
+            "KL divergence per sample",
+            "nats per latent element, or per text: the sum over the steps of a sample",
+        ),
         "rewritten": ("Rewritten", "1 - cosine of the phrases of the two texts of a pair: 0 where none has changed"),
         "pixel_rms": ("Pixel change", "root mean square between the two images of a pair, pixels from 0 to 1"),
     }

@@ -200,13 +200,12 @@ def evaluate(
     groups = np.repeat(np.arange(len(prompts)), seeds_per_prompt)
     look = LOOKS[policy.modality]
     distances = _cosine(features) if features else look.distances
-    kl = step_kl(policy, after[:2])
     return Evaluation(
         measures=_measures(first, second, (main, *others), trained, wanted or {}),
         groups=groups,
         main=main.name,
         diversity=(diversity(first, groups, distances), diversity(second, groups, distances)),
-        distance=({} if kl is None else {"step_kl": kl})
+        distance=kl(policy, after[:2])
         | {name: change(first, second) for name, change in look.changes.items() if first},
         perceived={
             name: (_spread(first, groups, spread), _spread(second, groups, spread))
@@ -286,24 +285,28 @@ def _spread(samples: Sequence[Sample], groups: NDArray[np.int64], spread: Callab
 
 
 @torch.no_grad()
-def step_kl(policy: Policy, rollouts: Sequence[Rollout]) -> float | None:
-    """Mean closed-form KL to the reference along these trajectories, per step; None where no step has noise.
+def kl(policy: Policy, rollouts: Sequence[Rollout]) -> dict[str, float]:
+    """Closed-form KL to the reference along these samples; empty where no step has noise.
 
-    Sampling without noise (``eta`` 0) has no likelihood, so no KL either. It is asked a step at a time, so it needs no
-    more memory than sampling.
+    ``step_kl`` is the mean over the steps, ``sample_kl`` the mean over the samples of the sum over their steps: an
+    unbiased estimate of the divergence of whole samples, as the samples are the policy's own. Of an image both are per
+    latent element. Sampling without noise (``eta`` 0) has no likelihood, so no KL either. It is asked a step at a time,
+    so it needs no more memory than sampling.
     """
     likely = any(bool(rollout.mask.any()) for rollout in rollouts)
     if not likely or not {"step_kl", "reference"} <= policy.capabilities:
-        return None
-    values = []
+        return {}
+    steps, samples = [], []
     for rollout in rollouts:
         columns = []
-        for steps in in_turn(policy, rollout):
-            kl = policy.step_log_probs(rollout, steps, kl=True).kl
-            assert kl is not None
-            columns.append(kl)
-        values.append(torch.cat(columns, 1)[rollout.mask].mean())
-    return float(torch.stack(values).mean())
+        for asked in in_turn(policy, rollout):
+            found = policy.step_log_probs(rollout, asked, kl=True).kl
+            assert found is not None
+            columns.append(found)
+        each = torch.cat(columns, 1)
+        steps.append(each[rollout.mask].mean())
+        samples.append(torch.where(rollout.mask, each, 0).sum(1))
+    return {"step_kl": float(torch.stack(steps).mean()), "sample_kl": float(torch.cat(samples).mean())}
 
 
 def verdict(evaluation: Evaluation) -> dict[str, Any]:

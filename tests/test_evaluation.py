@@ -227,15 +227,18 @@ def test_the_distance_asks_one_step_at_a_time(make: Callable[..., DiffusionPolic
         return ask(rollout, steps, kl=kl)
 
     policy.rollout, policy.step_log_probs = rollout, step_log_probs  # type: ignore[method-assign]
-    found = evaluate(policy, PROMPTS, Scripted("one"), seeds_per_prompt=1).distance["step_kl"]
+    distance = evaluate(policy, PROMPTS, Scripted("one"), seeds_per_prompt=1).distance
+    found = distance["step_kl"]
     assert len(asked) == 8 and all(rows <= 2 and columns == 1 for rows, columns in asked)
-    whole = []
+    whole, sums = [], []
     for rollout_ in rollouts[-2:]:
         steps = torch.arange(4).expand(len(rollout_), -1)
         kl = ask(rollout_, steps, kl=True).kl
         assert kl is not None
         whole.append(float(kl.detach()[rollout_.mask].mean()))
+        sums += [float(row[mask].sum()) for row, mask in zip(kl.detach(), rollout_.mask, strict=True)]
     assert found > 0 and found == pytest.approx(sum(whole) / 2, rel=1e-5)
+    assert distance["sample_kl"] == pytest.approx(sum(sums) / len(sums), rel=1e-5)
 
 
 def test_who_was_trained_on(make: Callable[..., DiffusionPolicy]) -> None:
