@@ -98,6 +98,10 @@ class Seat:
         """Waits until another pair than that can be answered, or all are done."""
         self.page.wait_for_selector(f"#pane[data-state=ready]:not([data-token='{before}']), #pane[data-state=over]")
 
+    def digits(self, whose: str) -> None:
+        """Waits until the digits answer "questions", or the "pair"."""
+        self.page.wait_for_selector(f"#pane[data-digits={whose}]")
+
     def said(self) -> str:
         """The quiet sentence about what was saved."""
         text: str = self.page.text_content("#pane .said")

@@ -7,6 +7,7 @@ import json
 import re
 import struct
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -14,14 +15,17 @@ from urllib.parse import urlsplit
 import numpy as np
 import pytest
 from PIL import Image
+from sqlalchemy import select
 
-from diffalign.study import Protocol, Study, StudyPair
+from diffalign.study import Protocol, Study, StudyPair, database
+from diffalign.study.schema import SampleRow
 from diffalign.types import Prompt, Sample
 from tests.label_browser import Seat, chromium, state, votes
-from tests.label_server import Server, made, serving
+from tests.label_server import Server, made, serving, write_users
 
 PAIRS = 320
 RATERS = [f"rater {number}" for number in range(20)]
+ACCOUNTS = {**dict.fromkeys(RATERS, "rater"), "judge": "adjudicator", "chief": "admin"}
 PROTOCOL = """
 name: browser
 version: 1
@@ -36,6 +40,7 @@ points: [artefact, wrong finding]
 overlap: 20
 min_view_seconds: 0
 """
+STATIC = Path(__file__).resolve().parent.parent / "apps" / "label" / "static"
 CHOICE_OF_KEY = {
     "1": "left", "ArrowLeft": "left", "2": "right", "ArrowRight": "right", "3": "tie_good", "4": "tie_bad",
     "0": "cannot_judge",
@@ -87,8 +92,7 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Study:
 @pytest.fixture(scope="module")
 def server(study: Study, browser: Any) -> Iterator[Server]:
     """Its server."""
-    accounts = {**dict.fromkeys(RATERS, "rater"), "judge": "adjudicator", "chief": "admin"}
-    with serving(study.folder, accounts) as running:
+    with serving(study.folder, ACCOUNTS) as running:
         yield running
 
 
@@ -166,6 +170,36 @@ def test_skip_and_flag_put_a_pair_aside(sit: Sit, server: Server, study: Study) 
     seat.another(flagged)
     assert [state(study, token) for token in (skipped, flagged)] == ["skipped", "flagged"]
     assert votes(study, skipped, flagged) == []
+
+
+def test_a_flag_needs_a_reason_and_undo_takes_it_back(sit: Sit, server: Server, study: Study) -> None:
+    """F and Enter, as often as one likes, flag nothing. After a flag, U takes that back, not the vote before it, and so
+    it is when the page was reloaded."""
+    seat = sit(server, RATERS[0])
+    voted = seat.act("1")
+    token = seat.token()
+    seat.page.keyboard.press("f")
+    for _ in range(3):
+        seat.page.keyboard.press("Enter")
+    assert seat.page.inner_text("dialog [role=alert]") == "Choose a reason, or write one."
+    seat.page.keyboard.press("Escape")
+    seat.page.wait_for_selector("dialog", state="detached")
+    assert (seat.token(), state(study, token)) == (token, "open")
+    for key in ("f", "2"):
+        seat.page.keyboard.press(key)
+    assert seat.page.is_checked("dialog .reason:nth-child(2) input")
+    assert seat.act("Enter") == token
+    assert state(study, token) == "flagged"
+    assert "Undo flag" in seat.page.inner_text("[data-action=undo]")
+    seat.page.reload()
+    seat.page.wait_for_selector("#pane[data-state=ready]")
+    seat.act("u")
+    assert state(study, token) != "flagged"
+    assert [vote.choice for vote in votes(study, voted)] == ["left"]
+    assert "Undo flag" not in seat.page.inner_text("[data-action=undo]")
+    while seat.token() != voted:
+        seat.act("u")
+    assert votes(study, voted) == [], "the next one takes back the vote"
 
 
 def test_reload_shows_the_same_pair_and_keeps_what_was_written(sit: Sit, server: Server, study: Study) -> None:
@@ -298,13 +332,19 @@ def test_the_least_time_of_looking_holds(tmp_path: Path, sit: Sit) -> None:
         second = seat.token()
         for key in ("1", "2", "3", "4", "0"):
             seat.page.keyboard.press(key)
+        assert "You can answer in 1 s" in seat.page.inner_text(".hold"), "said at the buttons"
+        above, buttons = (seat.page.locator(one).bounding_box() for one in (".hold", ".votes"))
+        assert 0 <= buttons["y"] - (above["y"] + above["height"]) < 20
         assert seat.page.get_attribute("[data-choice=left]", "aria-disabled") == "true"
         assert votes(study, second) == []
         seat.page.wait_for_selector("#pane[data-state=ready]")
         seat.page.keyboard.press("1")
         assert "a b" in seat.said(), "a question that must be answered is named"
         assert votes(study, second) == []
+        assert seat.page.get_attribute("#pane", "data-digits") == "questions", "its keys answer it"
         seat.page.click("[data-criterion] label:nth-child(3)")
+        seat.digits("pair")  # a pointer does not leave the keys there
+        assert seat.said() == ""
         seat.page.keyboard.press("1")
         seat.page.wait_for_selector("#pane[data-state=over]")
         assert "All done" in seat.page.inner_text(".over")
@@ -357,6 +397,27 @@ def test_a_session_that_ends_keeps_the_answer(sit: Sit, server: Server, study: S
     assert [vote.choice for vote in votes(study, token)] == ["tie_good"]
 
 
+def test_a_removed_account_is_told_what_to_do_and_loses_nothing(sit: Sit, server: Server, study: Study) -> None:
+    seat = sit(server, RATERS[10])
+    token = seat.token()
+    seat.page.fill("#comment", "hard to tell")
+    seat.page.keyboard.press("Escape")
+    write_users(study.folder / "users.json", {name: role for name, role in ACCOUNTS.items() if name != RATERS[10]})
+    seat.page.keyboard.press("2")
+    seat.page.wait_for_selector("dialog.login[open]")
+    said = seat.page.inner_text("dialog.login")
+    for part in ("changed or removed", "not saved yet", "kept in this tab", "ask whoever runs the study"):
+        assert part in said
+    seat.page.click("dialog.login button")
+    seat.page.wait_for_selector("dialog.login [role=alert]:text('still logged out')")
+    assert votes(study, token) == []
+    write_users(study.folder / "users.json", ACCOUNTS)
+    seat.log_in(RATERS[10])
+    seat.page.click("dialog.login button")
+    seat.another(token)
+    assert [(vote.choice, vote.comment) for vote in votes(study, token)] == [("right", "hard to tell")]
+
+
 def test_an_answer_is_never_sent_as_somebody_else(sit: Sit, server: Server, study: Study) -> None:
     """Another rater logs in at the same window while an answer waits: it is dropped, not attributed to them."""
     seat = sit(server, RATERS[11])
@@ -397,13 +458,40 @@ def test_window_level_and_inversion_change_what_is_shown(sit: Sit, server: Serve
     expected = [min(255, max(0, (value - 63.5) / 128 * 255)) for value in plain]
     shown = [pixel[0] for pixel in seat.probe("colours", [0.5, 0.5])]
     assert shown == pytest.approx(expected, abs=1)
+    assert seat.page.inner_text(".altered") == "Window 128, level 128", "what is shown is not what came, and says so"
     seat.page.keyboard.press("i")
+    assert "Inverted" in seat.page.inner_text(".altered")
     assert [pixel[0] for pixel in seat.probe("colours", [0.5, 0.5])] == pytest.approx(
         [255 - value for value in expected], abs=1
     )
     seat.page.keyboard.press("r")
     assert [pixel[0] for pixel in seat.probe("colours", [0.5, 0.5])] == plain
+    assert seat.page.is_hidden(".altered")
     assert seat.page.locator(".mark").count() == 0, "a drag is no mark"
+
+
+def test_a_double_click_shows_the_whole_picture_and_leaves_the_marks(sit: Sit, server: Server) -> None:
+    """On a free place, whose first click sets a mark, and on a mark, which the first click removes."""
+    seat = sit(server, RATERS[18])
+    to_greys(seat)
+    box = seat.page.locator(".picture.left").bounding_box()
+    place = (box["x"] + box["width"] - 40, box["y"] + box["height"] / 2)
+    seat.page.mouse.click(*place)
+    seat.page.wait_for_selector(".mark")
+    free = (place[0] - 100, place[1] + 60)
+    for target in ("free place", "mark"):
+        for _ in range(3):
+            seat.page.keyboard.press("+")
+        seat.page.wait_for_selector(".tools .scale:text('195 %')")
+        mark = seat.page.locator(".mark").bounding_box()
+        middle = (mark["x"] + mark["width"] / 2, mark["y"] + mark["height"] / 2)
+        seat.page.wait_for_timeout(600)  # else it is a third click of the one before
+        seat.page.mouse.dblclick(*(free if target == "free place" else middle))
+        seat.page.wait_for_selector(".tools .scale:text('100 %')")
+        assert seat.page.locator(".mark").count() == 1
+    seat.page.wait_for_timeout(600)
+    seat.page.mouse.click(*place)
+    seat.page.wait_for_selector(".mark", state="detached")
 
 
 def test_zoom_and_pan_hold_for_both_sides(sit: Sit, server: Server) -> None:
@@ -458,9 +546,12 @@ def test_marks_and_questions_arrive_as_they_were_given(sit: Sit, server: Server,
     seat.page.keyboard.press("Space")
     seat.page.keyboard.press("ArrowDown")
     seat.page.keyboard.press("ArrowDown")
+    seat.page.keyboard.press("Escape")
+    seat.digits("pair")
     seat.page.keyboard.press("1")
     assert "realism" in seat.said(), "one side of a scale is half an answer"
     seat.page.click("[data-criterion=realism] .cell.right >> nth=1")
+    seat.digits("pair")
     seat.page.keyboard.press("l")
     token = seat.act("1")
     (vote,) = votes(study, token)
@@ -471,6 +562,63 @@ def test_marks_and_questions_arrive_as_they_were_given(sit: Sit, server: Server,
     assert (first["x"], first["y"]) == pytest.approx((0.25, 0.75), abs=2 / side)
     assert second == {"side": "right", "x": pytest.approx(0.6), "y": 0.5, "label": "wrong finding"}
     assert seat.page.locator(".mark").count() == 0, "the next pair starts without marks"
+
+
+def test_digits_answer_the_questions_while_the_keys_are_there(sit: Sit, server: Server, study: Study) -> None:
+    """Q goes into them, each digit answers one and goes on, and after the last the digits are the pair's again; one
+    pressed once too often at the end is no vote. 0 is no answer, Backspace takes one back, Escape leaves."""
+    seat = sit(server, RATERS[15])
+
+    def given() -> list[str]:
+        found: list[str] = seat.script(
+            "() => [...document.querySelectorAll('.criterion :checked')].map((one) => one.getAttribute('aria-label'))"
+        )
+        return found
+
+    token = seat.token()
+    assert seat.page.is_visible("[data-choice=left] kbd")
+    assert seat.page.locator(".dot").all_inner_texts() == ["1", "1", "2", "2", "3", "3"]
+    seat.page.keyboard.press("q")
+    seat.digits("questions")
+    assert "Digits answer here" in seat.page.inner_text(".mode")
+    assert not seat.page.is_visible("[data-choice=left] kbd"), "the keys stand where they count"
+    keys = "[data-criterion=anatomy] .segment kbd"
+    assert [one for one in seat.page.locator(keys).all_inner_texts() if seat.page.is_visible(keys)] == ["1", "3", "2"]
+    for key in ("2", "3", "9", "1", "1"):  # anatomy; realism of the left, nothing, and of the right; once too often
+        seat.page.keyboard.press(key)
+    seat.digits("pair")
+    real = "How real is each? "
+    first = ["Which anatomy is better? Right", real + "Left: 3, fully", real + "Right: 1, not at all"]
+    assert sorted(given()) == sorted(first)
+    for key in ("q", "0", "Enter", "Backspace", "Escape"):
+        seat.page.keyboard.press(key)
+    seat.digits("pair")
+    assert given() == [real + "Left: 3, fully"]
+    seat.page.keyboard.press("q")
+    seat.page.keyboard.press("3")  # anatomy, which has no answer now
+    seat.page.keyboard.press("Escape")
+    seat.digits("pair")
+    seat.page.click("[data-criterion=realism] .cell.right >> nth=1")
+    assert seat.page.get_attribute("#pane", "data-digits") == "pair", "a pointer leaves the keys with the pair"
+    assert votes(study, token) == []
+    assert seat.act("2") == token
+    (vote,) = votes(study, token)
+    assert (vote.choice, vote.criteria) == ("right", {"anatomy": "tie", "realism": {"left": 3, "right": 2}})
+
+
+def test_the_list_of_keys_has_every_key(sit: Sit, server: Server) -> None:
+    """What a key does stands in the list that ? opens, as does the mouse."""
+    seat = sit(server, RATERS[15])
+    seat.page.keyboard.press("?")
+    listed = seat.page.locator("dialog kbd").all_inner_texts()
+    source = (STATIC / "keys.js").read_text(encoding="utf-8")
+    (table,) = re.findall(r"const BY_KEY = \{(.*?)\};", source, re.DOTALL)
+    letters = re.findall(r"\b([a-z]): ", table)
+    assert len(letters) > 12
+    assert {letter.upper() for letter in letters} | set("01234?") <= set(listed)
+    said = seat.page.inner_text("dialog")
+    for gesture in ("Wheel", "Drag", "Shift + drag", "Double click", "right button", "Mark a place"):
+        assert gesture in said
 
 
 def test_a_strength_goes_with_a_side_alone(sit: Sit, server: Server, study: Study) -> None:
@@ -589,29 +737,95 @@ def test_fingers_zoom_and_mark(sit: Sit, server: Server) -> None:
     seat.page.wait_for_selector(".mark", state="detached")
 
 
-@pytest.mark.parametrize("how", ["damaged", "missing"])
-def test_a_picture_that_cannot_be_shown_is_no_pair_to_judge(
-    how: str, browser: Any, server: Server, study: Study
-) -> None:
-    seat = Seat(browser, server, RATERS[19])
-    broken = {"body": b"no picture", "content_type": "image/png"} if how == "damaged" else {"status": 404, "json": {}}
+@contextmanager
+def pictures_damaged(seat: Seat, study: Study) -> Iterator[None]:
+    """What comes for the left picture is none."""
+    broken = {"body": b"no picture", "content_type": "image/png"}
     seat.page.route("**/api/image/*/left", lambda route: route.fulfill(**broken))
-    seat.page.goto(f"{server.url}/rate/")
-    seat.page.wait_for_selector("dialog[open]")
-    seat.page.keyboard.press("Enter")
-    seat.page.wait_for_selector("#pane[data-state]")
-    while not seat.page.query_selector("#pane[data-state=broken]"):
-        seat.page.wait_for_selector("#pane[data-state=ready], #pane[data-state=broken]")
-        if seat.page.query_selector("#pane[data-state=ready]"):
-            seat.page.keyboard.press("0")
-            seat.page.wait_for_timeout(100)
-    token = seat.token()
-    seat.page.keyboard.press("1")
-    seat.page.wait_for_timeout(200)
-    assert votes(study, token) == []
+    yield
     seat.page.unroute("**/api/image/*/left")
-    seat.act("s")
-    assert state(study, token) == "skipped"
+
+
+@contextmanager
+def pictures_missing(seat: Seat, study: Study) -> Iterator[None]:
+    """The server has no left picture."""
+    seat.page.route("**/api/image/*/left", lambda route: route.fulfill(status=404, json={}))
+    yield
+    seat.page.unroute("**/api/image/*/left")
+
+
+@contextmanager
+def texts_damaged(seat: Seat, study: Study) -> Iterator[None]:
+    """The files of the texts are not what they were; afterwards they are again."""
+    files = [path for path in (study.folder / "files").rglob("*") if path.is_file()]
+    texts = {path: data for path in files if not (data := path.read_bytes()).startswith(b"\x89PNG")}
+    assert texts
+    for path in texts:
+        path.write_bytes(b"something else")
+    try:
+        yield
+    finally:
+        for path, data in texts.items():
+            path.write_bytes(data)
+
+
+@contextmanager
+def texts_missing(seat: Seat, study: Study) -> Iterator[None]:
+    """The files of the texts are away for a while."""
+    files, away = study.folder / "files", study.folder / "away"
+    texts = [path for path in files.rglob("*") if path.is_file() and not path.read_bytes().startswith(b"\x89PNG")]
+    assert texts
+    away.mkdir()
+    for path in texts:
+        path.rename(away / path.name)
+    try:
+        yield
+    finally:
+        for path in texts:
+            (away / path.name).rename(path)
+        away.rmdir()
+
+
+@pytest.mark.parametrize(
+    ("kind", "harm", "key"),
+    [
+        ("image", pictures_damaged, "s"),
+        ("image", pictures_missing, "s"),
+        ("text", texts_damaged, "f"),
+        ("text", texts_missing, "s"),
+    ],
+)
+def test_what_cannot_be_shown_is_no_pair_to_judge(
+    kind: str, harm: Callable[[Seat, Study], AbstractContextManager[None]], key: str, browser: Any, server: Server,
+    study: Study,
+) -> None:  # fmt: skip
+    """It says so, takes no answer, and can be skipped or flagged."""
+    seat = Seat(browser, server, RATERS[19])
+    with harm(seat, study):
+        seat.page.goto(f"{server.url}/rate/")
+        seat.page.wait_for_selector("dialog[open], #pane[data-state]")
+        if seat.page.query_selector("dialog[open]"):
+            seat.page.keyboard.press("Enter")
+        settled = ":is([data-state=ready], [data-state=broken])"
+        seat.page.wait_for_selector(f"#pane{settled}")
+        while seat.page.get_attribute("#pane", "data-state") == "ready":
+            before = seat.token()
+            seat.page.keyboard.press("0")
+            seat.page.wait_for_selector(f"#pane{settled}:not([data-token='{before}'])")
+        token = seat.token()
+        assert seat.page.get_attribute("#pane", "data-kind") == kind
+        assert seat.page.inner_text(".broken") == "This pair cannot be shown."
+        seat.page.keyboard.press("1")
+        seat.page.wait_for_timeout(200)
+        assert votes(study, token) == []
+        assert "Flag it, or skip it" in seat.said()
+        seat.page.keyboard.press(key)
+        if key == "f":
+            seat.page.wait_for_selector("dialog[open]")
+            seat.page.keyboard.press("1")
+            seat.page.keyboard.press("Enter")
+        seat.page.wait_for_selector(f"#pane:not([data-token='{token}'])")
+        assert state(study, token) == {"s": "skipped", "f": "flagged"}[key]
     seat.close()
 
 
@@ -623,7 +837,7 @@ def test_an_adjudicator_sees_what_raters_said_and_decides(tmp_path: Path, sit: S
         "name: two\nversion: 1\nmin_view_seconds: 0\noverlap: 2\ncriteria: [{name: a, question: Which one}]\n"
     )
     study = made(tmp_path / "study", mixed_pairs(1), rules)
-    with serving(study.folder, {"ann": "rater", "ben": "rater", "judge": "adjudicator"}) as server:
+    with serving(study.folder, {"ann": "rater", "ben": "rater", "judge": "adjudicator", "chief": "admin"}) as server:
         for name in ("ann", "ben"):
             seat = sit(server, name)
             seat.page.fill("#comment", f"{name} <b>says</b>")
@@ -632,7 +846,15 @@ def test_an_adjudicator_sees_what_raters_said_and_decides(tmp_path: Path, sit: S
             left_is_dark = dark[0][0] < dark[1][0]
             seat.page.keyboard.press("Escape")
             seat.act("1" if left_is_dark == (name == "ann") else "2")
-        seat = sit(server, "judge", where="/rate/#disputed")
+        seat = sit(server, "chief")
+        assert seat.page.locator(".over a").all_inner_texts() == ["Judge the disputed pairs", "See the results"]
+        assert seat.page.is_visible(".corner > a:text('Results')"), "not in the menu alone"
+        seat = sit(server, "judge")
+        assert "On 1 pair raters disagree" in seat.page.inner_text(".over")
+        assert seat.page.is_visible(".corner > a:text('Disputed (1)')")
+        assert not seat.page.is_visible("a:text('Results')")
+        seat.page.click(".over a:text('Judge the disputed pairs')")
+        seat.page.wait_for_selector("#pane[data-state=ready]")
         cards = seat.page.locator(".verdict")
         assert cards.count() == 2
         assert {"ann <b>says</b>", "ben <b>says</b>"} == set(seat.page.locator(".verdict .comment").all_inner_texts())
@@ -642,6 +864,18 @@ def test_an_adjudicator_sees_what_raters_said_and_decides(tmp_path: Path, sit: S
         token = seat.act("1")
         assert [vote.choice for vote in votes(study, token)] == ["left"]
         assert state(study, token) == "done"
+
+
+def test_a_rater_who_asks_for_the_results_gets_a_page_with_a_sentence(sit: Sit, server: Server) -> None:
+    """Not JSON; and a way back. The style of the page is applied."""
+    seat = sit(server, RATERS[16])
+    answer = seat.page.goto(f"{server.url}/results")
+    assert (answer.status, answer.headers["content-type"]) == (403, "text/html; charset=utf-8")
+    assert seat.page.inner_text("h1") == "This page is not open to you"
+    assert "Only an admin sees the results." in seat.page.inner_text("main")
+    assert seat.script("() => getComputedStyle(document.querySelector('main')).borderRadius") == "14px"
+    seat.page.click("a")
+    seat.page.wait_for_selector("#pane[data-state=ready]")
 
 
 # --- hostile texts, and what must stay unknown ---
@@ -749,9 +983,15 @@ def test_hostile_texts_are_shown_as_they_are_and_do_nothing(
 
 
 def test_nothing_that_the_browser_receives_tells_where_a_sample_comes_from(
-    hostile_server: Server, sit: Sit, browser: Any
+    hostile_server: Server, hostile_study: Study, browser: Any
 ) -> None:
-    """Every byte of every response is searched for names, files and seeds, headers too; and no other host is asked."""
+    """Every byte of every response is searched for names, files, seeds and hashes, headers too; no other host is asked.
+
+    A name may be coded with what stands around it: base64 has three forms then, by where in three bytes it begins.
+    """
+    text = b"abc " + SECRETS[0].encode() + b" def"
+    for before in (b"", b"a", b"ab"):
+        assert any(form in base64.b64encode(before + text).lower() for form in in_base64(SECRETS[0])), "it finds them"
     received: list[tuple[str, bytes]] = []
     hosts = set()
 
@@ -784,15 +1024,38 @@ def test_nothing_that_the_browser_receives_tells_where_a_sample_comes_from(
     everything = b"\n".join(body for _, body in received).lower()
     assert b"a plain picture" in everything, "the search sees what the page was told"
     for secret in SECRETS:
-        coded = base64.b64encode(secret.encode()).rstrip(b"=")[:-1].lower()
-        for form in (secret.encode(), secret.encode("utf-16-le"), secret.encode("utf-16-be"), coded):
+        for form in (secret.encode(), secret.encode("utf-16-le"), secret.encode("utf-16-be"), *in_base64(secret)):
             assert form not in everything, secret
+    digests = hashes(hostile_study)
+    assert len(digests) > 20
+    for digest in digests:
+        raw = bytes.fromhex(digest)
+        for form in (digest.encode(), raw.lower(), *in_base64(raw)):
+            assert form not in everything, digest
     images = [body for url, body in received if "/api/image/" in url]
     assert len(images) >= 6
     for body in images:
         head, data = body.split(b"\n\n", 1)
         assert b"no-store" in head
         assert set(chunks(data)) <= {b"IHDR", b"IDAT", b"IEND"}, "pixels and nothing else"
+
+
+def in_base64(secret: str | bytes) -> Iterator[bytes]:
+    """What of its base64, in small letters, does not depend on what stands before and after: one for each alignment.
+
+    ``n`` bytes before it leave ``ceil(4 n / 3)`` characters that are theirs, too; the last ones depend on what follows.
+    """
+    data = secret.encode() if isinstance(secret, str) else secret
+    for before in range(3):
+        coded = base64.b64encode(bytes(before) + data)
+        whole = (before + len(data)) * 8 // 6  # characters that hold its bits alone, counted from the start
+        yield coded[-(-before * 8 // 6) : whole].lower()
+
+
+def hashes(study: Study) -> set[str]:
+    """The SHA-256 of every sample, by which the files of the study are named."""
+    with database.reading(study.engine) as connection:
+        return set(connection.execute(select(SampleRow.sha256)).scalars())
 
 
 def chunks(png: bytes) -> Iterator[bytes]:

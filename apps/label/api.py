@@ -202,6 +202,10 @@ def router(study: Study, write: Turns, accounts: bool) -> APIRouter:
         after = await desk(study.flag_and_turn, name, _token(given.token), given.reason, queue)
         return AnyTextResponse(turned(after))
 
+    @api.post("/unflag")
+    async def unflag(name: Rater, _: NothingIn, queue: Asked) -> Response:
+        return AnyTextResponse(turned(await desk(study.unflag_and_turn, name, queue)))
+
     @api.get("/image/{token}/{side}")
     def image(name: Rater, token: str, side: str) -> Response:
         if side not in ("left", "right"):

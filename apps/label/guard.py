@@ -19,7 +19,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import cookie_parser
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from apps.label import headers
+from apps.label import headers, refusals
 from apps.label.limits import Turns
 from apps.label.sessions import Session, Sessions
 from apps.label.settings import Settings, is_loopback
@@ -185,12 +185,14 @@ class _Response:
         else:
             await self._send(message)
 
-    async def _begin(self, message: Message, inline: tuple[str, ...] = ()) -> None:
+    async def _begin(self, message: Message, inline: tuple[str, ...] = (), policy: str | None = None) -> None:
         self.started = True
         message.setdefault("headers", [])
         found = MutableHeaders(scope=message)
         for name, value in headers.for_path(self._path, self._settings.https, inline).items():
             found[name] = value
+        if policy is not None:
+            found["content-security-policy"] = policy
         # Of the parent's frame and the server Gradio would tell more than anybody needs.
         for name in ("server", "access-control-allow-origin", "access-control-allow-credentials"):
             if name in found:
@@ -198,12 +200,17 @@ class _Response:
         await self._send(message)
 
     async def refuse(self, refusal: Refusal) -> None:
-        """A refusal as JSON; as a redirection where it names a place to go to."""
+        """A refusal as JSON, to a browser as a page; as a redirection where it names a place to go to."""
+        read = refusal.status != 303 and "text/html" in Headers(scope=self._scope).get("accept", "")
         body = b"" if refusal.status == 303 else json.dumps({"error": refusal.reason}).encode()
+        if read:
+            body = refusals.page(refusal.status, refusal.reason, self._scope.get("state", {}).get("user"))
         self._page, self._status = None, refusal.status
-        fields = {"content-type": "application/json", "content-length": str(len(body)), **refusal.extra}
+        kind = "text/html; charset=utf-8" if read else "application/json"
+        fields = {"content-type": kind, "content-length": str(len(body)), **refusal.extra}
         raw = [(key.encode(), value.encode("latin-1")) for key, value in fields.items()]
-        await self._begin({"type": "http.response.start", "status": refusal.status, "headers": raw})
+        start = {"type": "http.response.start", "status": refusal.status, "headers": raw}
+        await self._begin(start, policy=headers.REFUSED if read else None)
         await self._send({"type": "http.response.body", "body": b"" if self._scope["method"] == "HEAD" else body})
 
     def log(self) -> None:

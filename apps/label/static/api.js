@@ -57,6 +57,7 @@ export const study = () => json("/api/study");
 export const turn = (queue) => json(`/api/turn${from(queue)}`);
 export const vote = (queue, body) => post(`/api/vote${from(queue)}`, body);
 export const undo = (queue) => post(`/api/undo${from(queue)}`, {});
+export const unflag = (queue) => post(`/api/unflag${from(queue)}`, {});
 export const skip = (queue, token) => post(`/api/skip${from(queue)}`, { token });
 export const flag = (queue, token, reason) => post(`/api/flag${from(queue)}`, { token, reason });
 

@@ -2,6 +2,7 @@
 // pair has its own draft, which outlives a reload of the page in this tab, and nothing else.
 
 import { button, el, keys } from "./dom.js";
+import { Questions } from "./questions.js";
 
 const STRENGTHS = [["slightly", "J"], ["clearly", "K"], ["much", "L"]];
 const DRAFTS = "diffalign:drafts";
@@ -31,11 +32,13 @@ export const drafts = {
 };
 
 export class Form {
-  constructor(protocol, onchange) {
+  /** `onmode(on)` hears whether digits answer questions, `onleave` that the keyboard goes back to the pair. */
+  constructor(protocol, { onchange, onmode, onleave }) {
     this.protocol = protocol;
     this.onchange = onchange;
     this.draft = empty();
-    this.inputs = [];
+    const given = (name) => this.draft.criteria[name];
+    this.questions = new Questions(protocol.criteria, { given, take: (name, value) => this.#answer(name, value), onmode, onleave });
     this.panel = this.#panel();
     this.strength = this.#strength();
   }
@@ -54,7 +57,7 @@ export class Form {
 
   /** While an answer is on its way, it is not changed any more. */
   lock(locked) {
-    this.locked = locked;
+    this.locked = this.questions.locked = locked;
     this.comment.readOnly = locked;
   }
 
@@ -79,10 +82,6 @@ export class Form {
       if (given === undefined) return required;
       return kind === "scale" && !(given.left && given.right);
     });
-  }
-
-  focusOn({ name }) {
-    this.panel.querySelector(`[data-criterion="${CSS.escape(name)}"] input`)?.focus();
   }
 
   /** What goes to the server with a choice. */
@@ -119,80 +118,19 @@ export class Form {
     this.comment = el("textarea", { rows: 3, maxlength: 20000, dir: "auto", id: "comment", oninput: said });
     this.comment.addEventListener("keydown", (event) => event.key === "Escape" && this.comment.blur());
     const label = el("label", { for: "comment" }, "Comment", keys("C"));
-    const questions = this.protocol.criteria.map((criterion, index) =>
-      criterion.kind === "scale" ? this.#scale(criterion, index) : this.#prefer(criterion, index),
-    );
     return el("section", { class: "panel", "aria-label": "Questions and comment" },
-      ...questions, el("div", { class: "commenting" }, label, this.comment));
-  }
-
-  #question(criterion, index, ...rows) {
-    const box = el("fieldset", { class: `criterion ${criterion.kind}`, "data-criterion": criterion.name },
-      el("legend", {}, el("span", { class: "number", "aria-hidden": "true" }, String(index + 1)), criterion.question), ...rows);
-    // Backspace and Delete take an answer back.
-    box.addEventListener("keydown", (event) => {
-      if (event.key === "Backspace" || event.key === "Delete") this.#answer(criterion.name, undefined);
-    });
-    return box;
-  }
-
-  #radio(group, value, name, given, change) {
-    const input = el("input", { type: "radio", name: group, "aria-label": name });
-    input.addEventListener("change", () => change(value));
-    // A second press takes the answer back: a radio button alone cannot.
-    input.addEventListener("click", () => {
-      if (given() === value && input.dataset.was === "on") change(undefined);
-      input.dataset.was = given() === value ? "on" : "";
-    });
-    this.inputs.push({ input, on: () => given() === value });
-    return input;
-  }
-
-  #prefer(criterion, index) {
-    const given = () => this.draft.criteria[criterion.name];
-    const parts = [["left", "Left"], ["tie", "Same"], ["right", "Right"]].map(([value, word]) => {
-      const change = (now) => this.#answer(criterion.name, now);
-      const label = el("label", { class: "segment" }, this.#radio(`c${index}`, value, `${criterion.question} ${word}`, given, change),
-        el("span", {}, word));
-      return this.#unfocused(label);
-    });
-    return this.#question(criterion, index, el("div", { class: "segments" }, ...parts));
-  }
-
-  #scale(criterion, index) {
-    const heads = el("div", { class: "heads", "aria-hidden": "true" }, el("span", {}, "Left"), el("span", {}, "Right"));
-    const rows = criterion.anchors.map((words, at) => {
-      const cell = (side) => {
-        const given = () => this.draft.criteria[criterion.name]?.[side];
-        const change = (now) => this.#answer(criterion.name, { ...this.draft.criteria[criterion.name], [side]: now });
-        const name = `${criterion.question} ${side === "left" ? "Left" : "Right"}: ${at + 1}, ${words}`;
-        const radio = this.#radio(`c${index}${side}`, at + 1, name, given, change);
-        return this.#unfocused(el("label", { class: `cell ${side}` }, radio, el("span", { class: "dot" })));
-      };
-      return [cell("left"), el("span", { class: "anchor", "aria-hidden": "true" }, words), cell("right")];
-    });
-    return this.#question(criterion, index, heads, el("div", { class: "ladder" }, ...rows.flat()));
-  }
-
-  /** A pointer chooses without taking the focus, so that the arrows still answer the pair. */
-  #unfocused(label) {
-    label.addEventListener("mousedown", (event) => event.preventDefault());
-    return label;
+      ...this.questions.elements, el("div", { class: "commenting" }, label, this.comment));
   }
 
   #answer(name, value) {
     if (this.locked) return this.#fill();
-    const none = value === undefined || (typeof value === "object" && !value.left && !value.right);
-    if (none) delete this.draft.criteria[name];
+    if (value === undefined) delete this.draft.criteria[name];
     else this.draft.criteria[name] = value;
     this.changed();
   }
 
   #fill() {
-    for (const { input, on } of this.inputs) {
-      input.checked = on();
-      input.dataset.was = input.checked ? "on" : "";
-    }
+    this.questions.fill();
     this.strengths.forEach((part, index) => part.setAttribute("aria-pressed", String(this.draft.strength === index + 1)));
   }
 }

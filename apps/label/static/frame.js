@@ -66,6 +66,18 @@ export class PromptBar {
   }
 }
 
+/** Links to what else there is for a role: the other queue (`now`: only where it has something), the results. */
+function ways({ rater, queues, disputed }, queue, now = false) {
+  const made = [];
+  if (queues.includes("disputed") && (!now || disputed || queue === "disputed")) {
+    for (const [name, words] of [["pairs", "Pairs"], ["disputed", `Disputed (${disputed})`]]) {
+      made.push(el("a", { class: "way", href: name === "pairs" ? "#" : `#${name}`, "aria-current": name === queue ? "page" : null }, words));
+    }
+  }
+  if (rater.role === "admin") made.push(el("a", { class: "way", href: "/results" }, "Results"));
+  return made;
+}
+
 /** Title, progress, what was saved, appearance, and who is here. */
 export class Head {
   constructor(study, queue, onlook) {
@@ -77,18 +89,12 @@ export class Head {
     this.element = el("header", { class: "head", role: "banner" },
       el("h1", { dir: "auto", title: study.title }, study.title || "Comparison of pairs"),
       el("div", { class: "progress" }, el("div", { class: "bar", "aria-hidden": "true" }, this.bar), this.count, this.said),
-      el("div", { class: "corner" }, this.theme, this.#menu(study, queue)));
+      el("div", { class: "corner" }, ...ways(study, queue, true), this.theme, this.#menu(study, queue)));
     this.setTheme(stored() ?? "auto");
   }
 
   #menu({ rater, queues, disputed, accounts }, queue) {
-    const entries = [];
-    if (queues.includes("disputed")) {
-      for (const [name, words] of [["pairs", "Pairs"], ["disputed", `Disputed (${disputed})`]]) {
-        entries.push(el("a", { href: name === "pairs" ? "#" : `#${name}`, "aria-current": name === queue ? "page" : null }, words));
-      }
-    }
-    if (rater.role === "admin") entries.push(el("a", { href: "/results" }, "Results"));
+    const entries = ways({ rater, queues, disputed }, queue);
     const leave = async () => {
       sessionStorage.clear();
       await api.logOut();

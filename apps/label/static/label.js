@@ -53,10 +53,11 @@ function commands(study, screen, rating) {
       const reason = await dialogs.flagReason();
       if (reason !== null) await rating.flag(token, reason);
     },
+    questions: () => screen.questions(),
     comment: () => screen.comment(),
     panel: () => screen.panel(),
     guideline: () => dialogs.guideline({ rules: study.protocol, sha256: study.sha256 }),
-    help: () => dialogs.help(),
+    help: () => dialogs.help(study.protocol),
     zoomIn: () => (screen.kind === "text" ? screen.texts.resize(1) : viewer.zoom(1.25)),
     zoomOut: () => (screen.kind === "text" ? screen.texts.resize(-1) : viewer.zoom(0.8)),
     zoomReset: pictures(() => viewer.zoomTo(1)),
@@ -87,7 +88,7 @@ async function start() {
   const screen = new Screen(root, study, queue, (name, event) => act(name, event));
   const rating = new Rating(study, queue, screen);
   act = commands(study, screen, rating);
-  listen((name) => act(name));
+  listen((name) => (CHOICES.includes(name) && screen.answering) || act(name));
   window.addEventListener("unhandledrejection", () => {
     screen.say("This page has a fault. Please reload it; every saved answer is safe.", "problem");
   });

@@ -39,6 +39,14 @@ export class Marks {
     this.onchange();
   }
 
+  /** Puts marks back as they were. */
+  restore(points) {
+    if (points.length === this.points.length) return;
+    this.points.splice(0, Infinity, ...points);
+    this.#redraw();
+    this.onchange();
+  }
+
   /** Takes the next label, for the marks that follow. */
   next() {
     if (this.on) this.label = this.labels[(this.labels.indexOf(this.label) + 1) % this.labels.length];

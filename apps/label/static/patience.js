@@ -18,14 +18,15 @@ export class Patience {
 
   /** Calls until an answer comes. A refusal is thrown. `tries.count` counts requests whose fate is not known. */
   async call(request, tries = { count: 0 }) {
-    for (let failed = 0; ; ) {
+    for (let failed = 0, asked = 0; ; ) {
       try {
         const result = await request();
         if (failed) this.view.retrying(null);
         return result;
       } catch (error) {
         if (error instanceof Refused && error.status === 401) {
-          await logInAgain(this.answering());
+          await logInAgain(this.answering(), asked > 0);
+          asked += 1;
           await this.#samePerson();
         } else if (error instanceof Unreachable || (error instanceof Refused && error.status === 429)) {
           if (error instanceof Unreachable) tries.count += 1;

@@ -12,6 +12,7 @@ const SETTLE = 120; // ms after a pair is shown before it can be answered: a sec
 const DOUBLE = 500; // ms in which a second click at the same place is a double click
 const SLOW = 400; // ms after which a rater is told that saving takes a moment
 const LOADED = 4; // pairs whose pixels are kept
+const BROKEN = "This pair cannot be shown. Flag it, or skip it.";
 
 export class Rating {
   /** `view` is the screen: see screen.js. */
@@ -25,6 +26,8 @@ export class Rating {
     this.busy = true;
     this.skipped = new Set();
     this.patience = new Patience(study, view, () => Boolean(this.pending));
+    this.whose = `${queue} ${study.rater.name}`;
+    this.flagged = pending.storedFlag() === this.whose; // a flag was the last thing done: undo takes it back
   }
 
   async start() {
@@ -50,18 +53,23 @@ export class Rating {
   async show(turn) {
     this.turn = turn;
     this.view.progress(turn.progress);
+    this.view.undoes(this.flagged);
     const { now, ahead } = turn;
-    if (!now) {
-      this.shown = null;
-      this.#lock("over");
-      this.view.end(turn.progress);
-      this.busy = false;
-      return;
-    }
+    if (!now) return this.#over(turn);
     if (now.protocol !== this.study.sha256 && !(await this.#sameProtocol(now))) return;
     if (this.shown?.token !== now.token) await this.#display(now);
     this.#unlock();
     if (ahead) this.#load(ahead).catch(() => null); // tried again when its turn comes
+  }
+
+  /** Nothing is left; who may do more than compare pairs is told what else there is now. */
+  #over(turn) {
+    this.shown = null;
+    this.#lock("over");
+    this.view.end(turn.progress, this.study);
+    this.busy = false;
+    if (this.study.queues.length === 1) return;
+    api.study().then((now) => this.turn === turn && this.view.end(turn.progress, now), () => null); // the links are there
   }
 
   async #display(now) {
@@ -73,15 +81,16 @@ export class Rating {
     } catch (error) {
       const turn = error instanceof Refused ? await this.patience.call(() => api.turn(this.queue)) : this.turn;
       if (turn.now?.token !== now.token) return this.show(turn); // flagged by others, or given away meanwhile
-      this.view.say("This pair cannot be shown. Flag it, or skip it.", "problem");
+      this.view.say(BROKEN, "problem");
     }
     this.view.show(now, content);
     await painted();
-    const wait = Math.max(SETTLE, 1000 * this.study.protocol.min_view_seconds);
+    const least = 1000 * this.study.protocol.min_view_seconds;
+    const wait = Math.max(SETTLE, least);
     const shown = { token: now.token, at: Date.now() / 1000, clock: performance.now(), ready: false, whole: Boolean(content) };
     this.shown = shown;
     if (shown.whole) {
-      this.view.wait(wait);
+      this.view.wait(wait, least);
       setTimeout(() => {
         if (this.shown !== shown) return;
         shown.ready = true;
@@ -129,7 +138,8 @@ export class Rating {
   async vote(choice, event) {
     if (this.busy || !this.shown) return;
     if (!this.shown.ready) {
-      if (this.shown.whole && !this.#isEcho(event)) this.view.say("A moment: look at both first.", "wait");
+      if (!this.shown.whole) this.view.say(BROKEN, "problem");
+      else if (!this.#isEcho(event)) this.view.early(choice);
       return;
     }
     if (this.#isEcho(event)) return;
@@ -178,6 +188,7 @@ export class Rating {
     this.view.form.forget(this.pending.token);
     this.pending = null;
     pending.keep(null);
+    this.#flag(false);
     this.view.say(words, kind);
     if (turn.now?.token === this.shown?.token) this.shown = null; // shown anew, as another question
     await this.show(turn);
@@ -186,7 +197,9 @@ export class Rating {
   // --- the other buttons ---
 
   async undo() {
-    if (!this.busy) await this.#act(() => api.undo(this.queue), "Taken back: answer it again");
+    if (this.busy) return;
+    if (!this.flagged) await this.#act(() => api.undo(this.queue), "Taken back: answer it again");
+    else if (!(await this.#act(() => api.unflag(this.queue), "The flag is taken back: here is the pair again"))) this.#flag(false);
   }
 
   async skip() {
@@ -200,25 +213,38 @@ export class Rating {
       this.view.say("Not flagged: the pair changed while you were asked why.", "problem");
       return;
     }
-    await this.#act(() => api.flag(this.queue, token, reason), "Flagged: it is out of the study");
+    await this.#act(() => api.flag(this.queue, token, reason), "Flagged: it is out of the study. U takes that back", true);
+  }
+
+  /** Remembers whether a flag was the last thing done. */
+  #flag(last) {
+    this.flagged = last;
+    pending.keepFlag(last ? this.whose : null);
+    this.view.undoes(last);
   }
 
   /** One request, never repeated by itself: a second undo would take back one answer more. Where it got lost, the
-   * server is asked how things stand, and the rater is told to press again if nothing has happened. */
-  async #act(call, words) {
+   * server is asked how things stand, and the rater is told to press again if nothing has happened. `flags` is whether
+   * it is a flag that is the last thing done after it. Returns whether it was not refused. */
+  async #act(call, words, flags = false) {
     const before = this.turn?.now?.token;
     this.#lock("saving");
     try {
       const turn = await call();
+      this.#flag(flags);
       this.view.say(words);
       await this.show(turn);
     } catch (error) {
       if (!(error instanceof Refused || error instanceof Unreachable)) throw error;
       const turn = await this.patience.call(() => api.turn(this.queue));
-      if (error instanceof Refused && error.status !== 401) this.view.say(error.message, "problem");
+      const refused = error instanceof Refused && error.status !== 401;
+      if (refused) this.view.say(error.message, "problem");
       else if (turn.now?.token === before) this.view.say("That did not arrive. Please press it again.", "problem");
+      else this.#flag(flags);
       await this.show(turn);
+      return !refused;
     }
+    return true;
   }
 
   /** Asks whether this pair is still ours, which also prolongs its time; another one replaces it with a sentence. */

@@ -15,9 +15,13 @@ export class Screen {
     const { protocol } = study;
     this.pane = pane;
     this.study = study;
+    this.queue = queue;
     this.act = act;
     this.kind = "image";
-    this.form = new Form(protocol, () => this.#marked());
+    this.answering = false; // whether digits answer questions, not the pair
+    this.form = new Form(protocol, {
+      onchange: () => this.#marked(), onmode: (on) => this.#mode(on), onleave: () => this.stage.focus({ preventScroll: true }),
+    });
     this.texts = new Texts();
     this.viewer = new Viewer(protocol.points, { onlook: () => this.pictureTools?.show(), onmark: () => this.form.changed() });
     this.opener = this.#opener(protocol);
@@ -28,23 +32,28 @@ export class Screen {
     this.votes = answers((choice, event) => act(choice, event));
     this.actions = actions((name) => act(name));
     this.notice = el("div", { class: "notice", role: "alert", hidden: true });
-    this.side = el("aside", { class: "side", id: "side", "aria-label": "Questions" });
+    this.hold = el("p", { class: "hold", role: "status", hidden: true });
+    this.mode = el("p", { class: "mode", role: "status" });
+    this.sheet = el("div", { class: "asking" });
+    this.side = el("aside", { class: "side", id: "side", "aria-label": "Questions" }, el("div", { class: "side-head" }, this.mode), this.sheet);
     this.stage = el("section", { class: "stage", "aria-label": "Pair", tabindex: -1 });
     this.tools = el("div", { class: "tooling" });
-    this.judging = el("div", { class: "judging" }, this.notice, this.votes,
+    this.judging = el("div", { class: "judging" }, this.notice, this.hold, this.votes,
       el("div", { class: "quiet-row" }, protocol.strength ? this.form.strength : el("span"), this.actions));
     this.body = el("div", { class: "body" }, this.stage, this.side, this.judging);
     this.top = el("div", { class: "top" }, this.prompt.element, this.tools);
     pane.replaceChildren(this.head.element, this.top, this.body);
     this.top.hidden = this.judging.hidden = true;
+    this.#mode(false);
     this.panel((protocol.criteria.length > 0 || queue === "disputed") && !matchMedia("(max-width: 640px)").matches);
     matchMedia("(prefers-color-scheme: light)").addEventListener("change", () => this.#appearance(this.head.name));
   }
 
   #opener(protocol) {
     const words = protocol.criteria.length ? "Questions" : "Comment";
+    this.count = el("span", { class: "answered" });
     return button({ class: "tool panel-opener", "aria-controls": "side", "aria-keyshortcuts": "D", "aria-label": `${words}, key D`, onclick: () => this.act("panel") },
-      icon("panel"), el("span", { class: "words" }, words), keys("D"));
+      icon("panel"), el("span", { class: "words" }, words), this.count, keys("D"));
   }
 
   /** Opens (true), closes (false) or turns over the panel of questions; it stays so for the pairs that follow. */
@@ -53,10 +62,31 @@ export class Screen {
     this.#showSide(open);
   }
 
+  /** The button of the panel stands at its head while it is open, else beside the other tools. */
   #showSide(open) {
+    const focused = document.activeElement === this.opener;
+    if (open) this.side.firstChild.append(this.opener);
+    else this.tools.lastChild?.append(this.opener);
+    if (focused) this.opener.focus();
     this.side.hidden = !open;
     this.body.classList.toggle("with-side", open);
     this.opener.setAttribute("aria-expanded", String(open));
+  }
+
+  /** The keys go into the questions. */
+  questions() {
+    if (!this.study.protocol.criteria.length || this.judging.hidden || this.top.hidden) return;
+    this.panel(true);
+    this.form.questions.enter();
+  }
+
+  /** Says whose the digits are: on the panel, and by the keys that are printed on the buttons. */
+  #mode(on) {
+    this.answering = on;
+    this.pane.dataset.digits = on ? "questions" : "pair";
+    if (!this.study.protocol.criteria.length) return;
+    const parts = on ? [el("b", {}, "Digits answer here"), keys("Esc"), "back"] : [keys("Q"), "answer by keys"];
+    this.mode.replaceChildren(...parts);
   }
 
   comment() {
@@ -77,9 +107,8 @@ export class Screen {
     this.prompt.show(this.study.protocol.question, now.prompt);
     const [view, tools] = now.kind === "text" ? [this.texts.element, this.textTools] : [this.viewer.element, this.pictureTools.element];
     if (this.stage.firstChild !== view) this.stage.replaceChildren(view);
-    tools.append(this.opener);
     this.tools.replaceChildren(tools);
-    this.side.replaceChildren(...(now.others?.length ? [others(now.others, this.study.protocol)] : []), this.form.panel);
+    this.sheet.replaceChildren(...(now.others?.length ? [others(now.others, this.study.protocol)] : []), this.form.panel);
     this.side.scrollTop = 0;
     this.top.hidden = this.judging.hidden = false;
     this.#showSide(this.open);
@@ -96,14 +125,46 @@ export class Screen {
       one.toggleAttribute("data-before", one.dataset.choice === before);
       one.setAttribute("aria-description", one.dataset.choice === before ? "Your earlier answer" : "");
     }
-    this.notice.hidden = true;
+    this.notice.hidden = this.hold.hidden = true;
     this.#marked();
   }
 
-  /** How long until the pair can be answered, in ms, as a thin line that fills. */
-  wait(ms) {
+  /** How long until the pair can be answered, in ms, as a line that fills; `least` of it are asked for by the study. */
+  wait(ms, least) {
+    this.least = least;
+    this.until = performance.now() + ms;
     this.votes.style.setProperty("--wait", `${ms}ms`);
     for (const ring of this.votes.querySelectorAll(".ring")) ring.replaceWith(el("span", { class: "ring running" }));
+  }
+
+  /** An answer came too early: says so at the buttons, and counts down. */
+  early(choice) {
+    if (!this.least) return; // a second press of the key before
+    clearInterval(this.counting);
+    const pressed = [...this.votes.children].find((one) => one.dataset.choice === choice);
+    pressed?.classList.add("early");
+    setTimeout(() => pressed?.classList.remove("early"), 400);
+    const { token } = this.pane.dataset;
+    const left = el("span", { class: "left", "aria-hidden": "true" });
+    this.hold.replaceChildren("Not taken yet: look at both first. ", left);
+    this.hold.hidden = false;
+    const count = () => {
+      const seconds = Math.ceil((this.until - performance.now()) / 1000);
+      if (this.pane.dataset.token !== token || seconds < 0) {
+        this.hold.hidden = true;
+        clearInterval(this.counting);
+      } else left.textContent = seconds ? `You can answer in ${seconds} s` : "You can answer now";
+    };
+    count();
+    this.counting = setInterval(count, 100);
+  }
+
+  /** Whether undo takes back a flag, or an answer. */
+  undoes(flag) {
+    const one = this.actions.firstChild;
+    const words = flag ? "Undo flag" : "Undo";
+    one.querySelector(".words").textContent = words;
+    one.setAttribute("aria-label", `${words}, key U`);
   }
 
   state(name, choice = null) {
@@ -126,6 +187,7 @@ export class Screen {
   }
 
   say(words, kind = "saved") {
+    this.asked = false;
     clearTimeout(this.quiet);
     this.head.say(words, kind);
     this.quiet = setTimeout(() => this.head.say(""), kind === "problem" ? 4 * QUIET : QUIET);
@@ -149,20 +211,34 @@ export class Screen {
   missing(criteria) {
     this.panel(true);
     this.say(`Answer first: ${criteria.map(({ name }) => name.replaceAll("_", " ")).join(", ")}`, "problem");
-    this.form.focusOn(criteria[0]);
+    this.asked = true;
+    this.form.questions.enter(criteria[0].name);
     for (const box of this.form.panel.querySelectorAll("[data-criterion]")) {
       box.toggleAttribute("data-missing", criteria.some(({ name }) => name === box.dataset.criterion));
     }
   }
 
-  end({ done, why }) {
+  /** Nothing is left in this queue; `study` says what else there is for this role. */
+  end({ done, why }, study) {
     delete this.pane.dataset.token;
     this.top.hidden = true;
     this.judging.hidden = false;
-    this.side.replaceChildren();
+    this.hold.hidden = true;
     this.#showSide(false);
-    this.stage.replaceChildren(el("div", { class: "over" }, icon("good"), el("h2", {}, done ? "All done, thank you" : "Nothing to judge"),
-      el("p", {}, done === 1 ? "You have answered 1 pair." : `You have answered ${done} pairs.`), why ? el("p", { class: "quiet", dir: "auto" }, why) : null));
+    const { queues, disputed, rater } = study;
+    const pairs = this.queue === "pairs";
+    const wait = pairs && queues.includes("disputed") && disputed > 0;
+    const links = [
+      wait ? el("a", { class: "action primary", href: "#disputed" }, "Judge the disputed pairs") : null,
+      pairs ? null : el("a", { class: "action", href: "#" }, "Back to the pairs"),
+      rater.role === "admin" ? el("a", { class: "action", href: "/results" }, "See the results") : null,
+    ].filter(Boolean);
+    const disputes = disputed === 1 ? "On 1 pair raters disagree: it waits for your verdict." : `On ${disputed} pairs raters disagree: they wait for your verdict.`;
+    this.stage.replaceChildren(el("div", { class: "over" }, icon(done ? "good" : "book"),
+      el("h2", {}, done ? "All done, thank you" : pairs ? "No pairs to compare now" : "No disputed pairs now"),
+      done ? el("p", {}, done === 1 ? "You have answered 1 pair." : `You have answered ${done} pairs.`) : null,
+      why ? el("p", { class: "quiet", dir: "auto" }, why) : null, wait ? el("p", {}, disputes) : null,
+      links.length ? el("p", { class: "links" }, ...links) : null));
   }
 
   // --- small ---
@@ -170,18 +246,20 @@ export class Screen {
   /** The focus leaves what was asked about the pair before: else an arrow would answer a question, not the pair. */
   #leaveOldPair() {
     const { activeElement } = document;
-    if (this.side.contains(activeElement) || this.stage.contains(activeElement)) this.stage.focus({ preventScroll: true });
+    const nowhere = activeElement === document.body; // Tab then goes on from the pair
+    if (nowhere || this.side.contains(activeElement) || this.stage.contains(activeElement)) this.stage.focus({ preventScroll: true });
   }
 
   #marked() {
     const { comment, criteria, points } = this.form.draft;
     const { length } = this.study.protocol.criteria;
     const answered = this.study.protocol.criteria.filter(({ name }) => criteria[name] !== undefined).length;
-    this.opener.querySelector(".words").textContent = length ? `Questions ${answered}/${length}` : "Comment";
+    this.count.textContent = length ? `${answered}/${length}` : "";
     this.opener.toggleAttribute("data-filled", Boolean(comment.trim() || answered || points.length));
     for (const box of this.form.panel.querySelectorAll("[data-missing]")) {
       if (criteria[box.dataset.criterion] !== undefined) box.removeAttribute("data-missing");
     }
+    if (this.asked && !this.form.panel.querySelector("[data-missing]")) this.say("");
   }
 
   /** Pictures are seen in a dark room; a study of texts is light or dark as the rater's system is. */

@@ -6,7 +6,7 @@ import { button, el, icon, keys } from "./dom.js";
 function tool(name, words, key, drawing, act) {
   const label = `${words}, key ${key}`;
   return button({ class: "tool", "data-tool": name, "aria-label": label, title: words, "aria-keyshortcuts": key, onclick: act },
-    icon(drawing), "+−".includes(key) ? null : keys(key)); // the drawing is the key
+    drawing ? icon(drawing) : null, "+−Z".includes(key) ? null : keys(key)); // the drawing is the key
 }
 
 function slider(name, low, high, change) {
@@ -20,7 +20,8 @@ export class PictureTools {
   constructor(viewer) {
     this.viewer = viewer;
     const { marks } = viewer;
-    this.scale = el("output", { class: "scale", "aria-label": "Zoom" });
+    this.scale = tool("fit", "Whole picture", "Z", null, () => viewer.zoomTo(1));
+    this.scale.classList.add("scale");
     this.invert = tool("invert", "Invert", "I", "invert", () => viewer.adjust({ invert: !viewer.look.invert }));
     this.crisp = tool("crisp", "Single pixels", "X", "crisp", () => viewer.toggleSmooth());
     this.reset = tool("reset", "Everything as it was", "R", "reset", () => viewer.reset());
@@ -45,7 +46,9 @@ export class PictureTools {
   /** After any change of the view. */
   show() {
     const { look, view, smooth, marks, grey, plain } = this.viewer;
-    this.scale.textContent = `${Math.round(view.scale * 100)} %`;
+    const percent = `${Math.round(view.scale * 100)} %`;
+    this.scale.textContent = percent;
+    this.scale.setAttribute("aria-label", `Zoom ${percent}. Whole picture, key Z`);
     this.invert.setAttribute("aria-pressed", String(look.invert));
     this.crisp.setAttribute("aria-pressed", String(!smooth));
     this.contrast.value = look.window ?? PLAIN.window;

@@ -24,7 +24,8 @@ export class Viewer {
     this.boxes = {};
     this.marks = new Marks(labels, onmark, (side, x, y) => this.#toBox(side, x, y));
     for (const side of SIDES) this.boxes[side] = this.#box(side);
-    this.element = el("div", { class: "pictures" }, this.boxes.left.element, this.boxes.right.element);
+    this.altered = el("p", { class: "altered", role: "status", hidden: true });
+    this.element = el("div", { class: "pictures" }, this.boxes.left.element, this.boxes.right.element, this.altered);
     new ResizeObserver(() => this.draw()).observe(this.element);
   }
 
@@ -48,7 +49,7 @@ export class Viewer {
     listen("pointerup", this.#up);
     listen("pointercancel", this.#up);
     listen("click", this.#click);
-    listen("dblclick", () => this.zoomTo(1));
+    element.addEventListener("click", (event) => this.#double(event), { capture: true });
     listen("contextmenu", (_, event) => event.preventDefault());
     listen("mousedown", (_, event) => event.preventDefault()); // a pointer leaves the focus where it was
     return { element, canvas };
@@ -143,6 +144,11 @@ export class Viewer {
 
   #changed() {
     this.draw();
+    const { window, level, invert } = this.look;
+    const levels = window !== PLAIN.window || level !== PLAIN.level;
+    const parts = [levels ? `Window ${window}, level ${Math.round(level)}` : "", invert ? "Inverted" : ""].filter(Boolean);
+    this.altered.hidden = !parts.length;
+    this.altered.textContent = parts.join(" · ");
     this.onlook?.();
   }
 
@@ -182,6 +188,7 @@ export class Viewer {
   }
 
   #down(side, event) {
+    this.finger = event.pointerType === "touch";
     if (!this.pictures || event.target.closest("button")) return;
     event.preventDefault();
     if (event.isPrimary) this.pointers.clear(); // the first finger: none is left from before
@@ -224,6 +231,18 @@ export class Viewer {
     this.pointers.delete(event.pointerId);
     const still = pointer && event.type === "pointerup" && pointer.moved <= STILL;
     this.tap = still && pointer.button === 0 && !pointer.windowing ? this.#at(side, event) : null;
+  }
+
+  /** A double click shows the whole picture. Its first click may have set a mark, or removed one: that is turned back.
+   * Fingers mark and remove with two taps. */
+  #double(event) {
+    if (this.finger || event.detail < 2) this.before = [...this.marks.points];
+    else {
+      event.stopPropagation();
+      if (event.detail > 2) return;
+      this.marks.restore(this.before);
+      this.zoomTo(1);
+    }
   }
 
   /** Marks at the click, not before: a finger's click goes to what lies there then, and would remove a new mark. */
