@@ -80,7 +80,8 @@ def facts(form: str, summary: Summary) -> list[tuple[str, str]]:
     each = prompts["pairs_each"]
     rows = [
         ("format", form),
-        ("pairs", f"{data['pairs']:,}"),
+        ("judgements", f"{data['judgements']:,}"),
+        ("pairs", f"{data['pairs']:,} different"),
         ("broken rows", f"{data['broken']['rows']:,}" + _within(data["broken"]["reasons"])),
         (
             "labels",

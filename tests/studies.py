@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -57,7 +58,7 @@ def rows(study: Study, table: type[Base]) -> list[Any]:
         return list(connection.execute(select(*table.__table__.c).order_by(table.__table__.c.id)))
 
 
-def vote_all(study: Study, raters: str, choice: Any = "left", **more: Any) -> None:
+def vote_all(study: Study, raters: Iterable[str], choice: Any = "left", **more: Any) -> None:
     """Each rater answers the same to everything that is there for them."""
     for rater in raters:
         while (assignment := study.claim(rater)) is not None:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import os
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from sqlalchemy import select, update
+from sqlalchemy import Connection, Engine, select, update
 
 from apps.label.accounts import Account, Accounts
 from apps.label.limits import Throttle, network
@@ -267,3 +269,37 @@ def test_what_another_server_ends_is_noticed_soon(tmp_path: Path) -> None:
 )
 def test_after_the_login_one_goes_to_our_own_pages_only(target: object, goes_to: str) -> None:
     assert local(target) == goes_to
+
+
+def test_a_logout_while_a_slow_find_is_under_way_is_final(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The find has read the row, then the logout happens, then the find goes on: it may not bring the session back.
+
+    Nobody asked for the session before, so that nothing but the end itself is noted of it.
+    """
+    study = made(tmp_path / "s", text_pairs(1))
+    sessions = Sessions(study.engine, 9999, 9999, lambda: 1000.0)
+    secret = sessions.begin(Account("ann", "rater", "f"))
+    real = database.reading
+
+    @contextmanager
+    def slow(engine: Engine) -> Iterator[Connection]:
+        with real(engine) as connection:
+            yield connection
+        sessions.end(secret)
+
+    monkeypatch.setattr(database, "reading", slow)
+    assert sessions.find(secret) is None
+    monkeypatch.undo()
+    assert sessions.known(secret) is None and sessions.find(secret) is None
+    study.close()
+
+
+@pytest.mark.parametrize(
+    "text", ["", "[]", "{}", '{"users": []}', '{"users": {"ann": {}}}', '{"users": {"ann": {"role": "rater"}}}', "\x00"]
+)
+def test_a_damaged_file_is_told_in_a_sentence(tmp_path: Path, text: str) -> None:
+    (tmp_path / "users.json").write_text(text)
+    (tmp_path / "users.json").chmod(0o600)
+    with pytest.raises(InputError, match="is no file of accounts, or is damaged: bring it back from a copy") as caught:
+        Accounts.load(tmp_path / "users.json")
+    assert "Error" not in str(caught.value) and "'password'" not in str(caught.value)

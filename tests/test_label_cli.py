@@ -13,6 +13,7 @@ from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner
 
@@ -25,7 +26,7 @@ from diffalign.preferences.agreement import Estimate
 from diffalign.study import Answer, Study, StudyPair
 from diffalign.types import Sample
 from diffalign.worlds import emoji
-from tests.label_server import ROOT, made, quick_protocol, serving, text_pairs
+from tests.label_server import LEAN, ROOT, made, quick_protocol, serving, text_pairs
 from tests.test_study_processes import postgresql  # noqa: F401
 
 PAIRS = 16
@@ -76,6 +77,14 @@ def test_simulated_raters_vote_over_http_and_know_what_is_right(tmp_path: Path) 
     assert len(overall) == 2 * PAIRS and sum(overall) / len(overall) > 0.85
     assert {p.criterion for p in found} == {"overall", "as asked"}
     assert {p.provenance["comment"] for p in found} == {"simulated by emoji.yaml"}
+    assert {p.provenance["simulated"] for p in found} == {True}
+    everybody = f"{2 * PAIRS} of {2 * PAIRS} votes are simulated"
+    out = tmp_path / "made" / "by" / "export.parquet"
+    assert everybody in label("export", folder, "--out", out) and everybody in label("stats", folder)
+    assert json.loads(pq.read_metadata(out).metadata[b"diffalign"]) == {"rows": 4 * PAIRS, "simulated": 4 * PAIRS}
+    inspected = CliRunner().invoke(main, ["preferences", "inspect", str(out), "--json"])
+    data = json.loads(inspected.output)
+    assert (data["pairs"], data["judgements"], data["simulated"]) == (PAIRS, 4 * PAIRS, 4 * PAIRS)
     assert len({p.rater for p in found}) == 3 and {p.provenance["left"] for p in found} == {"first", "second"}
 
 
@@ -106,6 +115,24 @@ def test_simulate_says_that_no_server_answers(tmp_path: Path) -> None:
     made(tmp_path / "s", text_pairs(1)).close()
     output = label("simulate", tmp_path / "s", "--url", "http://127.0.0.1:9", "--rater", "emoji", status=2)
     assert "no server answers" in output and not (tmp_path / "s" / "users.json").exists()
+
+
+def test_simulate_refuses_an_account_that_is_there_and_a_study_that_is_not_served(tmp_path: Path) -> None:
+    for name in ("s", "other"):
+        made(tmp_path / name, scenes(2), title=name).close()
+    people = {"simulated 1": "rater", "boss": "admin"}
+    with serving(tmp_path / "s", people, code=LEAN) as server:
+        command = ["--url", server.url, "--rater", "emoji", "--raters", 1]
+        assert "is an account 'simulated 1' already" in label("simulate", tmp_path / "s", *command, status=2)
+        assert {one.name for one in Accounts.load(tmp_path / "s" / "users.json").list()} == set(people)
+        label("users", "remove", tmp_path / "s", "simulated 1")
+        users = ["--users", tmp_path / "s" / "users.json"]
+        said = label("simulate", tmp_path / "other", *command, *users, status=2)
+        assert "the server serves another study than" in said
+    for name in ("s", "other"):
+        study = Study.open(tmp_path / name)
+        assert study.stats().votes == 0
+        study.close()
 
 
 def test_a_utility_is_a_place_on_the_scale() -> None:
@@ -142,6 +169,46 @@ def test_a_package_that_is_not_there_is_named_with_its_extra(tmp_path: Path, mon
     assert output == "error: this needs the package argon2: pip install 'diffalign[label]'\n"
 
 
+def test_what_is_missing_or_damaged_is_said(tmp_path: Path) -> None:
+    folder = tmp_path / "s"
+    made(folder, text_pairs(1)).close()
+    assert "has no accounts; add one by: diffalign label users add" in label("users", "list", folder)
+    assert "note     no accounts: add one by: diffalign label users add" in label("doctor", folder)
+    folder.chmod(0o755)
+    assert "PROBLEM  folder" in label("doctor", folder, status=1)
+    (folder / "users.json").write_text("{}")
+    (folder / "users.json").chmod(0o600)
+    assert "KeyError" not in label("users", "list", folder, status=2)
+
+
+# --- flags ---
+
+
+def test_a_flagged_pair_is_listed_and_taken_back(tmp_path: Path) -> None:
+    study = made(tmp_path / "s", text_pairs(3))
+    study.add_rater("ann")
+    now = study.claim("ann")
+    assert now is not None
+    study.flag("ann", now.token, "two <b>heads</b>")
+    (flag,) = study.stats().flags
+    page = report.html(study)
+    study.close()
+    assert "two &lt;b&gt;heads&lt;/b&gt;" in page and "Flagged pairs" in page
+    assert "two <b>heads</b>" in label("stats", tmp_path / "s")
+    assert f"{flag.pair}  {flag.rater}  two <b>heads</b>" in label("unflag", tmp_path / "s")
+    assert "pair 99 is not flagged" in label("unflag", tmp_path / "s", "--pair", 99, status=2)
+    assert "is in the study again" in label("unflag", tmp_path / "s", "--pair", flag.pair)
+    assert "no pair is flagged" in label("unflag", tmp_path / "s")
+    label("doctor", tmp_path / "s")
+
+
+def test_a_new_version_keeps_the_name(tmp_path: Path) -> None:
+    made(tmp_path / "s", text_pairs(1)).close()
+    (tmp_path / "p.yaml").write_text("name: another\nversion: 2\n")
+    said = label("revise", tmp_path / "s", "--protocol", tmp_path / "p.yaml", status=2)
+    assert "is called another, and the study goes by test" in said
+
+
 # --- numbers ---
 
 
@@ -159,6 +226,8 @@ def test_stats_as_table_json_and_page(tmp_path: Path) -> None:
         assert name in page and name in table
     assert "rater 0" not in page, "names stay in the study"
     assert ".html" in label("stats", tmp_path / "s", "--html", tmp_path / "r.txt", status=2)
+    assert "exists already" in label("stats", tmp_path / "s", "--html", tmp_path / "r.html", status=2)
+    assert (tmp_path / "r.html").read_text(encoding="utf-8") == page
 
 
 def test_a_fresh_study_has_a_page(tmp_path: Path) -> None:
@@ -182,7 +251,10 @@ def test_the_page_ranks_arms_and_marks_a_side_bias(tmp_path: Path) -> None:
     context = report.context(study)
     page = report.html(study)
     study.close()
-    assert [row[1] for row in context["standings"]] == ["base", "tuned"] and 'class="forest"' in page
+    (group,) = context["rankings"]
+    assert (
+        group["name"] == "" and [row[1] for row in group["standings"]] == ["base", "tuned"] and 'class="forest"' in page
+    )
     assert sorted(row["biased"] for row in context["raters"]) == [False, True] and "(side bias)" in page
     biased = next(row for row in context["raters"] if row["biased"])
     assert biased["left"]["value"] == "100 %"

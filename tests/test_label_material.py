@@ -464,7 +464,9 @@ def test_an_unknown_protocol_lists_those_that_ship(tmp_path: Path) -> None:
     assert all(name in done.output for name in Protocol.shipped())
     for name in Protocol.shipped():
         command = ["label", "init", str(tmp_path / name), "--from", str(folder), "--protocol", name]
-        assert CliRunner().invoke(main, command).exit_code == 0
+        done = CliRunner().invoke(main, command)
+        assert done.exit_code == (0 if name != "report_pair" else 2), done.output
+    assert "text" in done.output and not (tmp_path / "report_pair").exists()
 
 
 @pytest.mark.slow
@@ -475,3 +477,12 @@ def test_embedded_models_give_real_pairs(tmp_path: Path) -> None:
     done = CliRunner().invoke(main, command)
     assert done.exit_code == 0, done.output
     assert "embedded:brain-mr (3), embedded:emoji (3)" in done.output
+
+
+def test_a_flat_folder_and_an_unknown_embedded_model_get_a_helpful_sentence(tmp_path: Path) -> None:
+    (tmp_path / "flat").mkdir()
+    Image.new("RGB", (4, 4)).save(tmp_path / "flat" / "1.png")
+    with pytest.raises(InputError, match="give each arm a subfolder of its own, such as flat/base/7"):
+        material.kind_of(str(tmp_path / "flat"))
+    with pytest.raises(NotFoundError, match="there is no embedded:nothing; there are embedded:"):
+        material._check_embedded("embedded:nothing")

@@ -239,6 +239,17 @@ def test_a_login_belongs_to_the_browser_that_began_it(server: Server, institutio
         assert one.get(back).status_code == 403
 
 
+def test_logins_that_others_begin_do_not_push_out_ones_own(server: Server, institution: Institution) -> None:
+    """What is under way lies in the browser's cookie: 2000 beginnings of others later one can still finish."""
+    institution.wrong, institution.claims = "", {"groups": ["raters"]}
+    with httpx.Client(trust_env=False) as mine, httpx.Client(trust_env=False) as others:
+        back = mine.get(mine.get(f"{server.url}/oidc/login").headers["location"]).headers["location"]
+        for _ in range(2000):
+            assert others.get(f"{server.url}/oidc/login").status_code in (302, 303, 307)
+            others.cookies.clear()
+        assert mine.get(back).status_code == 200
+
+
 def test_new_keys_of_the_provider_are_found(institution: Institution) -> None:
     """They are asked for when a signature does not fit, but not each time: not every token deserves a question."""
     institution.wrong, institution.claims = "", {"groups": ["raters"]}

@@ -260,6 +260,18 @@ def test_passwords_cannot_be_guessed_quickly(tmp_path: Path) -> None:
         asyncio.run(guess(new))
 
 
+def test_the_spellings_of_a_name_are_one_name_for_the_throttle(tmp_path: Path) -> None:
+    """Five free guesses for a name: composed, decomposed and with spaces around it, it is the same one."""
+
+    async def guess(new: Callable[[], httpx.AsyncClient]) -> None:
+        spellings = ["Zo\u00eb", "Zoe\u0308", " Zo\u00eb", "Zoe\u0308 "]
+        answers = [await login(new(), spellings[number % 4], f"guess {number}") for number in range(6)]
+        assert [answer.status_code for answer in answers] == [401] * 5 + [429]
+
+    with in_process(tmp_path / "study") as new:
+        asyncio.run(guess(new))
+
+
 def test_roles(server: Server) -> None:
     """A rater rates; an adjudicator also decides disputes; an admin also sees the results."""
     for name, disputed, results in (("ann", 403, 403), ("jo", 200, 403), ("eve", 200, 200)):

@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -14,9 +16,22 @@ from urllib.parse import urlsplit
 import httpx
 import pytest
 
+from apps.label import environment
 from apps.label.serve import run
 from diffalign.errors import UserError
-from tests.label_server import LEAN, RUN, Server, image_pairs, made, password, serving
+from diffalign.study import Study
+from tests.label_server import (
+    LEAN,
+    ROOT,
+    RUN,
+    Server,
+    image_pairs,
+    made,
+    password,
+    quick_protocol,
+    serving,
+    text_pairs,
+)
 
 PEOPLE = {"ann": "rater", "eve": "admin"}
 
@@ -98,7 +113,9 @@ def test_nothing_leaves_and_nothing_is_left_behind(tmp_path: Path) -> None:
         assert listening(server) == {("127.0.0.1", urlsplit(server.url).port)}
         assert server.stop() == 0
     assert seen.read_text() == ""
+    assert list(temporary.glob("diffalign*")) == [], "what Gradio makes goes with the server"
     assert [path for path in temporary.rglob("*") if path.is_file()] == []
+    assert not (folder / "tmp").exists()
     left = {path.relative_to(folder).parts[0] for path in folder.rglob("*") if path.is_file()}
     assert left <= {"study.json", "study.sqlite", "study.sqlite-wal", "study.sqlite-shm", "files", "users.json"}
     # A connection that is made on purpose would have been seen.
@@ -123,6 +140,7 @@ REFUSALS = [
     ({"no_auth": True, "host": "192.0.2.7"}, "--host 127.0.0.1 alone"),
     ({"no_auth": True, "https": True}, "neither with --https"),
     ({"host": "0.0.0.0"}, "reverse proxy"),
+    ({"https": True}, "give its address by --proxy"),
     ({"host": "::"}, "reverse proxy"),
     ({"hours": [0, 1]}, "positive hours"),
     ({}, "has no accounts"),
@@ -187,3 +205,66 @@ def test_behind_a_proxy_with_https(tmp_path: Path) -> None:
             headers = {**origin, "X-Forwarded-For": f"203.0.113.9, {address}"}
             statuses.append(httpx.post(f"{server.url}/login", data=guess, headers=headers).status_code)
         assert statuses[:20] == [401] * 20 and 429 in statuses[20:44] and statuses[44] == 401
+
+
+# --- starting and stopping ---
+
+INTERRUPTED = (
+    "import asyncio, os, signal, uvicorn\n"
+    "real = uvicorn.Server.{method}\n"
+    "{kind} early(self, *given, **options):\n"
+    "    os.kill(os.getpid(), signal.{name})\n"
+    "    return {wait}real(self, *given, **options)\n"
+    "uvicorn.Server.{method} = early\n"
+)
+
+
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
+@pytest.mark.parametrize(("method", "kind"), [("run", "def"), ("serve", "async def"), ("startup", "async def")])
+def test_an_end_while_it_starts_is_a_quiet_one(tmp_path: Path, method: str, kind: str, name: str) -> None:
+    """Before asyncio runs, before uvicorn takes the signals, and while the app starts: no traceback, status 0."""
+    made(tmp_path / "s", text_pairs(1)).close()
+    code = INTERRUPTED.format(method=method, kind=kind, name=name, wait="await " if "async" in kind else "")
+    words = [sys.executable, "-c", code + LEAN, json.dumps([str(tmp_path / "s")]), '{"no_auth": true, "port": 0}']
+    around = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(words, cwd=ROOT, env=around, capture_output=True, text=True, timeout=90, check=False)
+    assert done.returncode == 0 and done.stderr == "", done.stderr
+    assert done.stdout.splitlines()[-1] == "stopped"
+
+
+def test_the_environment_is_as_it_was_afterwards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server in this process that ends at once: switches that it took away are back, and its own are gone."""
+    monkeypatch.setenv("GRADIO_SHARE", "True")
+    monkeypatch.delenv("GRADIO_TEMP_DIR", raising=False)
+    before, handler = dict(os.environ), signal.getsignal(signal.SIGTERM)
+    with environment.quieted() as removed:
+        assert removed == ["GRADIO_SHARE"] and "GRADIO_SHARE" not in os.environ
+        assert Path(os.environ["GRADIO_TEMP_DIR"]).is_dir()
+    assert dict(os.environ) == before
+    with pytest.raises(UserError):
+        run(tmp_path / "nothing", no_auth=True, port=0)
+    assert dict(os.environ) == before and signal.getsignal(signal.SIGTERM) is handler
+
+
+def test_two_servers_may_serve_one_study_at_once(tmp_path: Path) -> None:
+    """SQLite: four raters at two servers, all at once. Each pair gets its two votes, and everything is in order."""
+    folder = tmp_path / "s"
+    made(folder, text_pairs(12), quick_protocol(overlap=2)).close()
+    people = dict.fromkeys("abcd", "rater")
+    with serving(folder, people, code=LEAN) as one, serving(folder, people, code=LEAN) as two:
+
+        def work(name: str) -> int:
+            client, votes = (one if name in "ab" else two).client(name), 0
+            turn = client.get("/api/turn").json()
+            while turn["now"] is not None:
+                answer = client.post("/api/vote", json={"token": turn["now"]["token"], "choice": "left"})
+                assert answer.status_code == 200, answer.text
+                turn, votes = answer.json(), votes + 1
+            return votes
+
+        with ThreadPoolExecutor(4) as pool:
+            assert sum(pool.map(work, people)) == 24
+    study = Study.open(folder)
+    assert [finding for finding in study.inspect() if not finding.ok] == []
+    assert study.stats().complete == 12
+    study.close()

@@ -68,7 +68,7 @@ def test_inspect_prints_counts_and_writes_a_page(desk: Path) -> None:
     assert result.exit_code == 0, result.output
     for words in (
         "format             labelled rows",
-        "pairs              30",
+        "judgements         30",
         "broken rows        3 (missing image 1, label out of range 1, no label 1)",
         "labels             10 prefer the first, 10 the second, 10 are ties",
         "first preferred    50.0% of 20 decided pairs (95 % interval 29.9% to 70.1%)",
@@ -120,7 +120,7 @@ def test_inspect_as_json(desk: Path) -> None:
     rows(desk)
     result = diffalign("inspect", "rows.jsonl", "--json")
     data = json.loads(result.stdout)
-    assert data["format"] == "labelled rows" and data["pairs"] == 30 and data["broken"]["rows"] == 3
+    assert data["format"] == "labelled rows" and data["judgements"] == 30 and data["broken"]["rows"] == 3
     assert data["broken"]["reasons"] == {"missing image": 1, "label out of range": 1, "no label": 1}
     assert not list(desk.glob("*.html"))
     assert diffalign("inspect", "rows.jsonl", "--json", "--out", "page.html").exit_code == 0

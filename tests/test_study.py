@@ -96,9 +96,9 @@ def test_a_study_does_not_start_from_what_cannot_be_compared(tmp_path: Path) -> 
     ("text", "message"),
     [
         ("a: [", "no YAML"),
-        ("", "protocol: "),
-        ("name: x\nversion: 0\n", "field version"),
-        (RULES + "ovelap: 3\n", "field ovelap: Extra inputs"),
+        ("", "holds no fields"),
+        ("name: x\nversion: 0\n", "version is 0; it is a whole number from 1"),
+        (RULES + "ovelap: 3\n", "there is no field ovelap; did you mean overlap"),
         (RULES + "gold_share: 0.3\nrepeat_share: 0.3\n", "less than half"),
         (RULES + "criteria: [{name: a, question: b, kind: scale, anchors: [x]}]\n", "two anchors"),
         (RULES + "criteria: [{name: overall, question: b}]\n", "none is called overall"),
@@ -545,7 +545,8 @@ def test_stats_know_good_raters_from_one_who_looks_at_sides(tmp_path: Path) -> N
     assert bad.repeats.value == 0 and bad.aa_ties.value == 0 and math.isnan(bad.median_seconds)
     assert min(r.reliability.value for r in good) > 0.95 and bad.reliability.value < 0.7
     assert found.agreement.value < 1 and len(found.kappas) == 6
-    assert found.ranking is not None and [s.arm for s in found.ranking.standings] == ["base", "tuned"]
+    (group,) = found.rankings
+    assert group.ranking is not None and [s.arm for s in group.ranking.standings] == ["base", "tuned"]
     assert len(found.disputed) == sum(
         not row.first_is_left and not row.repeat
         for row in rows(study, AssignmentRow)
@@ -573,7 +574,7 @@ def test_stats_are_of_one_state_of_the_study(tmp_path: Path, monkeypatch: pytest
 def test_stats_of_a_fresh_study(tmp_path: Path) -> None:
     found = made(tmp_path).stats()
     assert found.votes == 0 and found.pairs == 3 and found.complete == 0
-    assert found.ranking is None and "no comparison" in found.no_ranking
+    assert found.rankings == () and found.flags == () and found.simulated == 0
     assert math.isnan(found.alpha.value) and math.isnan(found.raters[0].reliability.value)
 
 

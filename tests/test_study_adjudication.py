@@ -288,6 +288,7 @@ def test_scores_and_points_name_the_sample_that_stood_there(tmp_path: Path) -> N
     assert found["light"] == {
         "prompt": "p", "prompt_id": "7", "arm": "light", "seed": 200, "criterion": "quality", "score": 3, "points": 3,
         "rater": pseudonym, "pair": sha256.id, "vote": 1, "sample": found["light"]["sample"],
+        "simulated": False,
     }  # fmt: skip
     assert found["light"]["sample"] != found["dark"]["sample"]
     (point,) = study.points()

@@ -20,7 +20,7 @@ def diffalign(*words: object) -> Result:
 
 def protocol(folder: Path, more: str) -> Path:
     path = folder / "protocol.yaml"
-    path.write_text(f"name: mine\nversion: 2\n{more}")
+    path.write_text(f"name: test\nversion: 2\n{more}")
     return path
 
 

@@ -15,7 +15,7 @@ from diffalign.preferences import Table, write
 from diffalign.study import Answer, Protocol, Study, StudyPair
 from diffalign.study.schema import EventRow
 from diffalign.types import Prompt, Sample
-from tests.studies import RULES, claimed, made, rows, vote_all
+from tests.studies import RULES, claimed, made, rows, text_pair, vote_all
 
 
 def worked(folder: Path) -> Study:
@@ -167,7 +167,8 @@ def test_a_shipped_protocol_starts_a_study_without_gold(tmp_path: Path, name: st
     assert all(0 < share <= 0.1 for share in (rules.gold_share, rules.repeat_share, rules.aa_share))
     for word in ('"both good"', '"both bad"', '"cannot judge"'):
         assert word in rules.guideline
-    study = Study.create(tmp_path / "study", protocol, material(20))
+    pairs = [text_pair(i) for i in range(20)] if rules.kind == "text" else material(20)
+    study = Study.create(tmp_path / "study", protocol, pairs)
     study.add_rater("a")
     while (now := study.turn("a").now) is not None:
         criteria = {c.name: "tie" if c.kind == "prefer" else {"left": 1, "right": 2} for c in rules.criteria}
@@ -219,13 +220,13 @@ def test_a_protocol_is_loaded_by_name_or_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("random_share: 0.2\n", "field random_share"),
-        ("budget: 0\n", "field budget"),
-        ("precision: 0\n", "field precision"),
+        ("random_share: 0.2\n", "random_share is 0.2; it is a number from 0.3 up to 1"),
+        ("budget: 0\n", "budget is 0"),
+        ("precision: 0\n", "precision is 0; it is a number above 0"),
         ("points: [a, a]\n", "points have different labels"),
         ("points: ['']\n", "none is empty"),
         ("criteria_required: true\n", "there are no criteria"),
-        ("min_view_seconds: -1\n", "field min_view_seconds"),
+        ("min_view_seconds: -1\n", "min_view_seconds is -1; it is a number from 0 up to 60"),
     ],
 )
 def test_rules_that_cannot_be_kept(text: str, message: str) -> None:

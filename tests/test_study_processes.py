@@ -292,7 +292,7 @@ def test_a_study_on_postgresql(postgresql: str, tmp_path: Path) -> None:
     study.vote("a", undone.token, Answer("left", comment="zero\0 and broken \ud800"))
     assert any(p.provenance.get("comment") == "zero\0 and broken \ud800" for p in study.export())
     found = study.stats()
-    assert found.complete == 20 and found.ranking is not None
+    assert found.complete == 20 and found.rankings[0].ranking is not None
     with study.engine.connect() as connection, pytest.raises(Exception, match="only added"):
         connection.exec_driver_sql("DELETE FROM vote")
     study.close()

@@ -186,8 +186,11 @@ def _read(path: Path) -> tuple[dict[str, _Entry], tuple[int, ...]]:
         entries = {str(name): _Entry(entry["role"], str(entry["password"])) for name, entry in users.items()}
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror}") from None
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise InputError(f"{path} is no file of accounts, or is damaged ({type(error).__name__}: {error})") from None
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise InputError(
+            f"{path} is no file of accounts, or is damaged: bring it back from a copy, or delete it and add the"
+            " accounts anew by `diffalign label users add` (votes do not depend on it)"
+        ) from None
     wrong = [name for name, entry in entries.items() if entry.role not in get_args(Role)]
     if wrong:
         raise InputError(f"{path}: the role of {wrong[0]!r} is none of {', '.join(ROLES)}")

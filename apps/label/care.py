@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import shutil
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import click
 import psutil
 
+from apps.label import report
 from apps.reported import printable
-from diffalign.study import Protocol, Study
+from diffalign.errors import NotFoundError, RefusedError
+from diffalign.study import Protocol, Study, database
 from diffalign.study.inspection import Finding
+from diffalign.study.noted import flags
 
 NETWORK = {"nfs", "nfs4", "cifs", "smb", "smb2", "smb3", "smbfs", "afpfs", "sshfs", "fuse.sshfs", "9p", "glusterfs"}
 NETWORK |= {"ceph", "fuse.ceph", "lustre", "beegfs", "gpfs", "davfs", "fuse.davfs2", "afs"}
 """File systems over a network: SQLite's locks and its log cannot be relied on there."""
 LEAST_FREE = 2**30
+NO_ACCOUNTS = "no accounts"
 
 
 def doctor(folder: Path, database: str | None) -> int:
@@ -28,7 +32,8 @@ def doctor(folder: Path, database: str | None) -> int:
     finally:
         study.close()
     for finding in findings:
-        click.echo(f"{'ok      ' if finding.ok else 'PROBLEM '} {finding.what}: {finding.detail}", err=not finding.ok)
+        mark = "PROBLEM" if not finding.ok else "note" if finding.what == NO_ACCOUNTS else "ok"
+        click.echo(f"{mark:<8} {finding.what}: {finding.detail}", err=not finding.ok)
     wrong = sum(not finding.ok for finding in findings)
     click.echo("all is well" if not wrong else f"{wrong} {'problem' if wrong == 1 else 'problems'}")
     return 1 if wrong else 0
@@ -42,7 +47,11 @@ def surroundings(study: Study) -> Iterator[Finding]:
         detail = f"{users.name} has mode {mode:04o}" + ("" if not mode & 0o077 else "; make it private: chmod 600")
         yield Finding("accounts", not mode & 0o077, detail)
     else:
-        yield Finding("accounts", True, "there are none yet: diffalign label users add")
+        yield Finding(NO_ACCOUNTS, True, f"add one by: diffalign label users add {study.folder} NAME")
+    mode = stat.S_IMODE(study.folder.stat().st_mode)
+    detail = f"{study.folder} has mode {mode:04o}"
+    private = not mode & 0o077
+    yield Finding("folder", private, detail + ("" if private else "; others reach what raters said: chmod 700"))
     free = shutil.disk_usage(study.folder).free
     yield Finding("disk", free >= LEAST_FREE, f"{free / 2**30:.1f} GiB free")
     kind = filesystem(study.folder)
@@ -59,7 +68,7 @@ def filesystem(folder: Path) -> str:
 
 
 def backup(folder: Path, to: Path, database: str | None) -> None:
-    """Copies a study that may be in use, with its accounts."""
+    """Copies a study that may be in use, without its accounts."""
     study = Study.open(folder, database)
     try:
         study.backup(to)
@@ -79,12 +88,44 @@ def upgrade(folder: Path, database: str | None, backed_up: bool) -> None:
         click.echo(f"its database as it was: {done.backup}")
 
 
+def unflag(folder: Path, pairs: Sequence[int], url: str | None) -> None:
+    """Takes flagged pairs back into the study; without any, lists them."""
+    study = Study.open(folder, url)
+    try:
+        with database.reading(study.engine) as connection:
+            found = flags(connection)
+        known = {flag.pair for flag in found}
+        for pair in pairs:
+            if pair not in known:
+                raise NotFoundError(f"pair {pair} is not flagged; {_named(known)}")
+        for pair in pairs:
+            study.unflag(pair)
+    finally:
+        study.close()
+    for pair in pairs:
+        click.echo(f"pair {pair} is in the study again, with the votes that it had")
+    if not pairs:
+        for line in report.flagged(found):
+            click.echo(printable("  ".join(line)))
+        if not found:
+            click.echo("no pair is flagged")
+
+
+def _named(pairs: set[int]) -> str:
+    return f"flagged are {', '.join(map(str, sorted(pairs)))}" if pairs else "none is"
+
+
 def revise(folder: Path, protocol: str, database: str | None) -> None:
     """Gives a study a new version of its protocol."""
     study = Study.open(folder, database)
     try:
         new = Protocol.load(protocol)
         old = study.protocol()
+        if new.rules.name != old.rules.name:
+            raise RefusedError(
+                f"{protocol} is called {printable(new.rules.name)}, and the study goes by {printable(old.rules.name)}:"
+                " a new version has the old name; for other questions make another study"
+            )
         missing = study.revise(new)
     finally:
         study.close()

@@ -211,6 +211,18 @@ def upgrade(study: Path, database: str | None, backed_up: bool) -> None:
 
 @label.command()
 @STUDY
+@click.option("--pair", "pairs", multiple=True, type=click.IntRange(1), help="Number of the pair; repeatable.")
+@DATABASE
+@reported
+def unflag(study: Path, pairs: tuple[int, ...], database: str | None) -> None:
+    """Take flagged pairs back into the study, with the votes that they had; without --pair, list them."""
+    from apps.label import care
+
+    care.unflag(study, pairs, database)
+
+
+@label.command()
+@STUDY
 @click.option("--protocol", required=True, metavar="NAME|FILE", help="The new version.")
 @DATABASE
 @reported
@@ -229,15 +241,14 @@ def revise(study: Path, protocol: str, database: str | None) -> None:
 @click.option("--votes", type=click.IntRange(1), help="Most votes of each.  [default: until nothing is left]")
 @click.option("--seed", default=0, show_default=True, type=click.IntRange(0), help="Of their noise.")
 @USERS
+@DATABASE
 @reported
-def simulate(
-    study: Path, url: str, files: tuple[str, ...], count: int, votes: int | None, seed: int, users: Path | None
-) -> None:
+def simulate(study: Path, users: Path | None, database: str | None, **options: Any) -> None:
     """Let simulated raters vote over HTTP: no evidence about people, but a test of everything else.
 
-    They get accounts of their own for as long as they work.
+    They get accounts of their own for as long as they work, and their votes are marked as simulated for good.
     """
     from apps.label import simulate as command
     from apps.label.users_command import path
 
-    command.run(url, path(study, users), files, count, votes, seed)
+    command.run(study, database, path(study, users), **options)

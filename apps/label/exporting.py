@@ -15,6 +15,7 @@ from diffalign import preferences
 from diffalign.errors import ConfigError, InputError
 from diffalign.preferences import Written
 from diffalign.study import Study, database
+from diffalign.study.export import Export
 from diffalign.study.schema import ItemRow
 from diffalign.types import Preference
 
@@ -43,12 +44,14 @@ def run(study: Study, out: Path, form: str, *, final: bool, criterion: str | Non
             raise ConfigError(f"--final, --criterion and --kind are about preferences, not about {form}")
         rows = study.scores() if form == "scores" else study.points()
         _tell(out, form, _whole(out, form, rows), Counter())
+        _tell_simulated(study.export())
         return
     if form in ("trl", "kto", "pick-a-pic"):
         criterion = criterion or "overall"
     chosen = Chosen(study, final, criterion, _kind(study, form, kind))
     written = _written(chosen, out, form)
     _tell(out, form, written, chosen.export.left_out + chosen.left_out)
+    _tell_simulated(chosen.export)
 
 
 class Chosen:
@@ -114,6 +117,11 @@ def _tell(out: Path, form: str, written: Written, left_out: Counter[str]) -> Non
     reasons = _reasons(left_out + written.left_out)
     if reasons:
         click.echo(f"left out: {reasons}")
+
+
+def _tell_simulated(export: Export) -> None:
+    if export.simulated:
+        click.echo(f"note: {export.simulated} of {len(export.rows)} votes are simulated: no evidence about people")
 
 
 def _reasons(left_out: Counter[str]) -> str:

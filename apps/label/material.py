@@ -11,7 +11,7 @@ from typing import Literal
 
 import click
 
-from apps.label import image_folders, pair_files
+from apps.label import image_folders, pair_files, pictures
 from apps.progress import Status
 from apps.reported import printable
 from diffalign.errors import ConfigError, InputError, NotFoundError, RefusedError
@@ -21,6 +21,7 @@ from diffalign.study import Protocol, Study, StudyPair
 from diffalign.types import Sample
 
 Kind = Literal["model", "arms", "pairs"]
+EMBEDDED = "embedded:"
 OF_MODELS = ("config.yaml", "model_index.json", "config.json")
 """What a run, an image model and a language model have in their folders."""
 OTHER: Mapping[str | None, Literal["first", "second"]] = {"first": "second", "second": "first"}
@@ -106,6 +107,8 @@ def gather(request: Request, counts: Counts, status: Status) -> Iterator[StudyPa
     if len(kinds) < len(request.sources):
         raise ConfigError("a source is given twice; more pairs of a model are had by --pairs")
     models = [source for source, kind in kinds.items() if kind == "model"]
+    for name in (*models, *([request.against] if request.against else [])):
+        _check_embedded(name)
     if not models and (request.against or request.prompts or request.overrides or request.split):
         raise ConfigError("--against, --prompts, --split and --set are about models and runs, and none was given")
     ready = [_ready(Path(source).expanduser(), kind, counts) for source, kind in kinds.items() if kind != "model"]
@@ -126,19 +129,42 @@ def gather(request: Request, counts: Counts, status: Status) -> Iterator[StudyPa
 def kind_of(source: str) -> Kind:
     """What a source is: a model or run, a folder of arms, or pairs in a file or folder."""
     path = Path(source).expanduser()
-    if source.startswith("embedded:") or any((path / name).is_file() for name in OF_MODELS):
+    if source.startswith(EMBEDDED) or any((path / name).is_file() for name in OF_MODELS):
         return "model"
     if path.is_file():
         return "pairs"
     if path.is_dir():
-        images = any(child.is_dir() and not child.name.startswith(".") for child in path.iterdir())
-        return "pairs" if any(path.glob("*.parquet")) or not images else "arms"
+        return _kind_of_folder(path)
     if path.suffix or source.startswith((".", "/", "~")) or source.count("/") != 1:
         raise NotFoundError(
             f"there is no {source}; pairs come from a run, a model (embedded:NAME, a folder, a hub id), a folder with"
             " a subfolder of images per arm, or a file of pairs"
         )
     return "model"
+
+
+def _check_embedded(name: str) -> None:
+    """Raises NotFoundError for an embedded model that there is none of."""
+    if not name.startswith(EMBEDDED):
+        return
+    from pipelines.loading import embedded_models
+
+    known = embedded_models()
+    if name.removeprefix(EMBEDDED) not in known:
+        raise NotFoundError(f"there is no {name}; there are {', '.join(f'{EMBEDDED}{one}' for one in known)}")
+
+
+def _kind_of_folder(path: Path) -> Kind:
+    if any(path.glob("*.parquet")):
+        return "pairs"
+    if any(child.is_dir() and not child.name.startswith(".") for child in path.iterdir()):
+        return "arms"
+    if next(pictures.listed(path), None) is not None:
+        raise InputError(
+            f"the images of {path} are all in one folder, so it is not known what made which: give each arm a subfolder"
+            f" of its own, such as {path.name}/base/7.png and {path.name}/tuned/7.png (one name: one prompt)"
+        )
+    return "pairs"
 
 
 @dataclass(frozen=True)
@@ -206,12 +232,13 @@ def _same(first: Sample, second: Sample) -> bool:
 
 def _tell(folder: Path, protocol: Protocol, counts: Counts, database: str | None) -> None:
     rules = protocol.rules
+    raters = f"{rules.overlap} {'rater' if rules.overlap == 1 else 'raters'}"
     kinds = ", ".join(f"{count} of {kind}s" for kind, count in sorted(counts.kinds.items()))
     click.echo(f"study     {folder}")
     click.echo(f"pairs     {counts.ordinary} to judge, {counts.gold} gold ({kinds})")
     arms = ", ".join(f"{printable(arm)} ({count})" for arm, count in sorted(counts.arms.items()))
     click.echo(f"arms      {arms}")
-    click.echo(f"protocol  {printable(rules.name)} version {rules.version}, {rules.overlap} raters a pair")
+    click.echo(f"protocol  {printable(rules.name)} version {rules.version}, {raters} a pair")
     if rules.gold_share and not counts.gold:
         click.echo(
             f"note      the protocol has gold_share {rules.gold_share:g}, but there are no gold pairs: none is asked"

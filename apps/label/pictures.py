@@ -11,10 +11,11 @@ import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
-from PIL import Image
+from PIL import Image, ImageOps
 
 from diffalign import images
 from diffalign.errors import InputError
+from diffalign.study.content import WIDE
 
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp"})
 FORMATS = ("PNG", "JPEG", "WEBP")
@@ -24,7 +25,7 @@ MOST_PIXELS = 50_000_000
 
 
 def read(path: Path, root: Path) -> Image.Image:
-    """The image of a file below ``root`` as 8-bit RGB, fully decoded. Raises InputError in one sentence."""
+    """The image of a file below ``root``, fully decoded; see ``decode``. Raises InputError in one sentence."""
     inside(path, root)
     try:
         size = path.stat().st_size
@@ -37,13 +38,17 @@ def read(path: Path, root: Path) -> Image.Image:
 
 
 def decode(data: bytes, name: str) -> Image.Image:
-    """The image in the bytes of a file; ``name`` is what an error calls it."""
+    """The image in the bytes of a file, as 8-bit RGB; ``name`` is what an error calls it.
+
+    Greyscale of more than 8 bits stays what it is: a study maps both sides of a pair to 8 bits by one common range.
+    """
     with warnings.catch_warnings():
         # Pillow only warns of what is a little too large; here it is refused.
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         try:
             with Image.open(io.BytesIO(data), formats=FORMATS) as image:
                 width, height = image.size
+                wide = image.mode.split(";")[0] in WIDE
         except (Image.DecompressionBombWarning, Image.DecompressionBombError):
             raise InputError(f"{name} has too many pixels, as in a decompression bomb") from None
         # Pillow reports broken headers by many errors.
@@ -51,7 +56,17 @@ def decode(data: bytes, name: str) -> Image.Image:
             raise InputError(f"{name} is no PNG, JPEG or WebP image") from None
     if width * height > MOST_PIXELS:
         raise InputError(f"{name} has {width}x{height} pixels; a study takes images of up to {MOST_PIXELS:,}")
-    return images.decode(data, name)
+    return _wide(data, name) if wide else images.decode(data, name)
+
+
+def _wide(data: bytes, name: str) -> Image.Image:
+    try:
+        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+            image.load()
+            return ImageOps.exif_transpose(image)
+    # As above.
+    except Exception as error:
+        raise InputError(f"{name} is not an image that can be decoded: {error}") from None
 
 
 def inside(path: Path, root: Path) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +14,9 @@ from apps.label import report_plots
 
 if TYPE_CHECKING:
     from diffalign.preferences.agreement import Estimate, LeftBias
+    from diffalign.preferences.ranking import Ranking
     from diffalign.study import Study
+    from diffalign.study.noted import Flag
     from diffalign.study.report import RaterStats, Stats
 
 HERE = Path(__file__).parent
@@ -58,9 +60,8 @@ def context(study: Study) -> dict[str, Any]:
             (row.first, row.second, interval(row.kappa), interval(row.same, percent=True), row.kappa.n)
             for row in found.kappas
         ],
-        "standings": standings(found),
-        "ranking_plot": report_plots.ranking(found.ranking),
-        "no_ranking": found.no_ranking,
+        "rankings": rankings(found),
+        "flags": flagged(found.flags),
         "notes": found.notes,
     }
 
@@ -76,6 +77,8 @@ def facts(found: Stats, overlap: int) -> list[tuple[str, str]]:
         ("votes", f"{found.votes} by {working} {_plural(working, 'rater')}"),
         ("disputed", f"{len(found.disputed)} pairs on which some chose the one and some the other"),
     ]
+    if found.simulated:
+        rows.append(("simulated", f"{found.simulated} of {found.votes} votes are simulated"))
     if found.flagged:
         rows.append(("flagged", f"{found.flagged} pairs, taken out"))
     if found.chosen:
@@ -145,6 +148,7 @@ def rater(row: RaterStats) -> dict[str, Any]:
     return {
         "name": row.rater,
         "votes": row.votes,
+        "simulated": row.simulated,
         "cannot_judge": row.cannot_judge,
         "gold": _share(row.gold, row.gold.n),
         "repeats": _share(row.repeats, row.repeats.n),
@@ -164,9 +168,32 @@ def biased(left: LeftBias) -> bool:
     return not math.isnan(left.p_value) and left.p_value < 0.05
 
 
-def standings(found: Stats) -> list[tuple[str, str, str, str, int]]:
+def rankings(found: Stats) -> list[dict[str, Any]]:
+    """Each group of arms: its name where there are several, why it has no ranking, the rows and the plot."""
+    if not found.rankings:
+        return [
+            {
+                "name": "",
+                "why": "there is no comparison to rank by",
+                "standings": [],
+                "plot": report_plots.ranking(None),
+            }
+        ]
+    several = len(found.rankings) > 1
+    return [
+        {
+            "name": f" of {group.kind}s: {', '.join(group.arms)}" if several else "",
+            "why": group.why,
+            "standings": standings(group.ranking),
+            "plot": report_plots.ranking(group.ranking),
+        }
+        for group in found.rankings
+    ]
+
+
+def standings(ranking: Ranking | None) -> list[tuple[str, str, str, str, int]]:
     """Rank, arm, strength with its interval, ranks that hold 95 % of the draws, comparisons."""
-    if found.ranking is None:
+    if ranking is None:
         return []
     return [
         (
@@ -176,8 +203,14 @@ def standings(found: Stats) -> list[tuple[str, str, str, str, int]]:
             f"{row.best_rank}" if row.best_rank == row.worst_rank else f"{row.best_rank} to {row.worst_rank}",
             row.comparisons,
         )
-        for place, row in enumerate(found.ranking.standings, 1)
+        for place, row in enumerate(ranking.standings, 1)
     ]
+
+
+def flagged(flags: Sequence[Flag]) -> list[tuple[str, str, str]]:
+    """Number of the pair, pseudonym of who flagged it, and the reason."""
+    kinds = {"ordinary": "", "gold": " (gold)", "aa": " (A/A)"}
+    return [(f"{flag.pair}{kinds[flag.kind]}", flag.rater, flag.reason or "no reason given") for flag in flags]
 
 
 def interval(value: Estimate, *, percent: bool = False) -> str:

@@ -23,7 +23,7 @@ BACKLOG = 256
 STOP_SECONDS = 10
 LARGEST_HEADERS = 32_768
 SWITCH_SECONDS = 0.0005
-"""A vote on PostgreSQL takes some thirty round trips. After each the writer has to get the interpreter back from the
+"""A vote on PostgreSQL takes a dozen round trips. After each the writer has to get the interpreter back from the
 threads that serve images; at Python's 5 ms that wait would be longer than the work."""
 
 
@@ -59,16 +59,21 @@ def run(
         say: Is told the address, and what was ignored.
     """
     settings = _settings(host, no_auth, https, proxy, oidc, hours, access_log)
-    removed = environment.quiet(Path(study_folder) / "tmp")
-    if removed:
-        say(f"ignored, because this server decides it itself: {', '.join(removed)}")
-    study = Study.open(study_folder, database)
+    # SIGTERM while the server is made ready ends it as Ctrl-C does, with all that is cleaned up on the way.
+    before = signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        study = Study.open(study_folder, database)
+    except BaseException:
+        signal.signal(signal.SIGTERM, before)
+        raise
     try:
         accounts = None if no_auth else _accounts(users or Path(study_folder) / USERS, settings)
-        listening = _listen(host, port)
-        with listening:
+        with environment.quieted() as removed, _listen(host, port) as listening:
+            if removed:
+                say(f"ignored, because this server decides it itself: {', '.join(removed)}")
             _serve(study, accounts, settings, listening, proxy, say)
     finally:
+        signal.signal(signal.SIGTERM, before)
         study.close()
 
 
@@ -166,19 +171,25 @@ def _serve(
     address, port = listening.getsockname()[:2]
     name = f"[{address}]" if ":" in address else address
     title = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in study.title)  # may be anything
-    say(f"Serving {title or study.folder.name} at http://{name}:{port}/  (stop: Ctrl-C)")
-    sys.stdout.flush()
-    before = signal.signal(signal.SIGTERM, _stop)
+    server = uvicorn.Server(config)
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        # An exception here, while asyncio or the app start, would be told as their failure. uvicorn looks at this when
+        # it has started, and hands the signals that it got itself on to here when it has finished.
+        server.should_exit = True
+
+    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        uvicorn.Server(config).run(sockets=[listening])
-    except KeyboardInterrupt:
-        pass  # uvicorn has finished what was under way, and then hands the signal on
+        say(f"Serving {title or study.folder.name} at http://{name}:{port}/  (stop: Ctrl-C)")
+        sys.stdout.flush()
+        server.run(sockets=[listening])
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
     say("stopped")
 
 
-def _stop(number: int, frame: FrameType | None) -> None:
+def _interrupt(number: int, frame: FrameType | None) -> None:
     raise KeyboardInterrupt
 
 

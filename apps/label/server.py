@@ -28,10 +28,6 @@ def create_app(study: Study, accounts: Accounts | None, settings: Settings) -> F
     """The app for one study. Without accounts everybody is one rater: for the loopback address only."""
     if accounts is None and (settings.https or settings.oidc):
         raise ConfigError("without accounts the server is for this machine alone: no https, no OIDC")
-    # Before Gradio is imported, which reads the environment then.
-    environment.quiet(study.folder / "tmp")
-    from apps.label import page
-
     app = FastAPI(openapi_url=None, docs_url=None, redoc_url=None)
     write = Turns("study-writer")
     sessions = None if accounts is None else Sessions(study.engine, settings.expiry, settings.idle)
@@ -44,7 +40,11 @@ def create_app(study: Study, accounts: Accounts | None, settings: Settings) -> F
         if settings.oidc is not None:
             app.include_router(oidc.router(settings.oidc, accounts, door))
     app.mount("/static", StaticFiles(directory=STATIC))
-    page.mount(app)
+    # Gradio reads the environment when it is imported and when it makes its page.
+    with environment.quieted():
+        from apps.label import page
+
+        page.mount(app)
     app.add_middleware(Guard, settings=settings, sessions=sessions, valid=_valid(accounts, settings.oidc), write=write)
     return app
 

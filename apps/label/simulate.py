@@ -2,7 +2,7 @@
 
 They see what a person sees: the text of the prompt and the two pictures. What they want is known (a file of
 ``rewards/raters``), so the loop from labels to an aligned model can be tried, and measured, without people. They are
-called simulated wherever they leave a trace: in their names, and in the comment of every vote.
+called simulated wherever they leave a trace: in their names, in the comment of every vote, and in the study itself.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from apps.label.accounts import Account, Accounts
 from apps.progress import Status
 from diffalign.errors import ConfigError, InputError, NotFoundError, RefusedError
 from diffalign.seeds import derive
+from diffalign.study import Study
 from diffalign.types import Prompt, Sample
 from rewards.rater import SimulatedRaters
 from rewards.rater_file import OVERALL
@@ -32,8 +33,21 @@ ATTEMPTS = 5
 SIDES = {1.0: "left", 0.0: "right", 0.5: "tie"}
 
 
-def run(url: str, users: Path, files: Sequence[str], count: int, most: int | None, seed: int) -> None:
-    """Lets them vote until nothing is left for them, or each has ``most`` votes; says what they did."""
+def run(
+    study: Path,
+    database: str | None,
+    users: Path,
+    *,
+    url: str,
+    files: Sequence[str],
+    count: int,
+    votes: int | None,
+    seed: int,
+) -> None:
+    """Lets them vote until nothing is left for them, or each has so many ``votes``; says what they did.
+
+    ``study`` is the one that is served at ``url``: before the first vote it learns which raters are simulated.
+    """
     panels = [_everybody(SimulatedRaters.load(name), count) for name in files]
     people = [f"simulated {index + 1}" for index in range(count)]
     with _accounts(url, users, people) as passwords, Status() as status:
@@ -41,15 +55,30 @@ def run(url: str, users: Path, files: Sequence[str], count: int, most: int | Non
         for index, name in enumerate(people):
             raters.append(Rater(url, index, panels, derive(seed, "simulated", name)))
             raters[-1].log_in(name, passwords.get(name))
+        _mark(study, database, raters)
         for criterion in raters[0].unknown():
             status.say(f"the raters' files do not know {criterion!r}, so it is answered like the whole")
-        _vote(raters, most, status)
+        _vote(raters, votes, status)
     given = sum((rater.choices for rater in raters), Counter[str]())
     click.echo(f"{given.total()} votes by {count} simulated raters: {_listed(given)}")
     for why in sorted({rater.why for rater in raters} - {""}):
         click.echo(why)
     if given.total() == given["cannot_judge"]:
         raise InputError("none of the pairs is of a world that these raters know, or the pairs are texts")
+
+
+def _mark(folder: Path, database: str | None, raters: Sequence[Rater]) -> None:
+    """Notes in the study that these raters are simulated: their comments alone could be anybody's."""
+    study = Study.open(folder, database)
+    try:
+        for rater in raters:
+            if rater.served != (study.title, study.protocol().sha256):
+                raise RefusedError(
+                    f"the server serves another study than {folder}; give the folder of the one it serves"
+                )
+            study.add_rater(rater.name, simulated=True)
+    finally:
+        study.close()
 
 
 def _vote(raters: Sequence[Rater], most: int | None, status: Status) -> None:
@@ -78,6 +107,8 @@ class Rater:
         self.choices: Counter[str] = Counter()
         self.why = ""
         self.rules: Mapping[str, Any] = {}
+        self.name, self.served = "", ("", "")
+        """As the server calls this rater; the title of the study, and the hash of its protocol."""
         self._turn: Mapping[str, Any] = {}
 
     def log_in(self, name: str, password: str | None) -> None:
@@ -86,7 +117,9 @@ class Rater:
             answer = self.client.post("/login", data={"name": name, "password": password, "next": "/rate"})
             if answer.status_code != 303 or "login" in answer.headers.get("location", ""):
                 raise RefusedError(f"the server did not let {name!r} in (status {answer.status_code})")
-        self.rules = self._asked("GET", "/api/study")["protocol"]
+        about = self._asked("GET", "/api/study")
+        self.rules, self.name = about["protocol"], about["rater"]["name"]
+        self.served = (about["title"], about["sha256"])
         self._turn = self._asked("GET", "/api/turn")
 
     def unknown(self) -> list[str]:

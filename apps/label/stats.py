@@ -26,6 +26,8 @@ def run(folder: Path, database: str | None, as_json: bool, html: Path | None) ->
     """Prints the numbers, and writes the page where one is wanted."""
     if html is not None and html.suffix.lower() not in (".html", ".htm"):
         raise ConfigError(f"--html is a page, so its name ends in .html; got {html}")
+    if html is not None and html.exists():
+        raise ConfigError(f"output {html} exists already: choose another name")
     study = Study.open(folder, database)
     try:
         if html is not None:
@@ -53,14 +55,19 @@ def show(found: Stats, overlap: int, console: Console) -> None:
     _, title, text = report.agreement(found)
     console.print(f"\n[bold]{title}[/bold]\n{text}")
     _table(console, ("agreement", "value", "n"), report.agreement_rows(found))
-    if found.ranking is None:
-        console.print(f"\nno ranking: {printable(found.no_ranking)}", markup=False)
-    else:
-        _table(console, ("rank", "arm", "strength", "ranks (95 %)", "n"), report.standings(found))
+    for group in report.rankings(found):
+        if group["why"]:
+            console.print(f"\nno ranking{printable(group['name'])}: {printable(group['why'])}", markup=False)
+            continue
+        if group["name"]:
+            console.print(f"\nranking{printable(group['name'])}", markup=False)
+        _table(console, ("rank", "arm", "strength", "ranks (95 %)", "n"), group["standings"])
     rows = [report.rater(row) for row in found.raters if row.votes]
     if rows:
         names = ("rater", "votes", "gold", "repeats", "A/A tied", "left", "reliability", "time", "too fast")
         _table(console, names, [_rater(row) for row in rows])
+    if found.flags:
+        _table(console, ("flagged pair", "by", "reason"), report.flagged(found.flags))
     for note in found.notes:
         console.print(note, markup=False)
 
@@ -72,8 +79,9 @@ def _rater(row: dict[str, object]) -> tuple[object, ...]:
         return f"{cell['value']} ({cell['range']})" if cell["range"] else str(cell["value"])
 
     left = share("left") + (" !" if row["biased"] else "")
+    name = f"{row['name']} (simulated)" if row["simulated"] else row["name"]
     shares = (share("gold"), share("repeats"), share("aa"), left, share("reliability"))
-    return (row["name"], row["votes"], *shares, row["seconds"], row["too_fast"])
+    return (name, row["votes"], *shares, row["seconds"], row["too_fast"])
 
 
 def _table(console: Console, names: Sequence[str], rows: Sequence[Sequence[object]]) -> None:

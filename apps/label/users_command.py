@@ -37,9 +37,11 @@ def remove(file: Path, name: str) -> None:
 
 def show(file: Path) -> None:
     """Prints names and roles."""
-    accounts = Accounts.load(file)
-    for account in accounts.list():
+    found = Accounts.load(file).list()
+    for account in found:
         click.echo(f"{account.role:<12} {account.name}")
+    if not found:
+        click.echo(f"{file} has no accounts; add one by: diffalign label users add {file.parent} NAME")
 
 
 def _password(from_stdin: bool) -> str:

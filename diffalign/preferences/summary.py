@@ -20,6 +20,9 @@ class Summary:
 
     def __init__(self) -> None:
         self.pairs = 0
+        """Rows that could be read: judgements, of which a pair may have several."""
+        self.simulated = 0
+        """How many of these are of raters that are marked as simulated."""
         self.broken = Defects()
         self.labels: Counter[str] = Counter()
         self.soft = 0
@@ -37,6 +40,9 @@ class Summary:
         self.contradictory = 0
         self._seen: dict[int, int] = {}
         self._judgements: set[int] = set()
+        self._pairs: set[int] = set()
+        self._places: dict[int, tuple[float, int]] = {}
+        """Of each pair in the order in which it stands: the sum of the labels, and how many there are."""
 
     def add(self, item: Preference | Broken) -> None:
         """Counts a preference, or a row that could not be read."""
@@ -44,6 +50,7 @@ class Summary:
             self.broken.add(item)
             return
         self.pairs += 1
+        self.simulated += bool(item.provenance.get("simulated"))
         self.labels["ties" if item.label == 0.5 else "first" if item.label > 0.5 else "second"] += 1
         self.soft += item.label not in (0, 0.5, 1)
         self.label_sum += item.label
@@ -58,10 +65,14 @@ class Summary:
     def _compare(self, item: Preference) -> None:
         """Looks for the same samples within the pair, and for the same pair seen before."""
         first, second = (_content(sample) for sample in (item.first, item.second))
+        place = _hash(item.prompt.key, first, second)
+        total, count = self._places.get(place, (0.0, 0))
+        self._places[place] = (total + item.label, count + 1)
         if first == second:
             self.identical += 1
             self.identical_decided += item.label != 0.5
         swapped = first > second
+        self._pairs.add(_hash(item.prompt.key, *sorted((first, second))))
         pair = _hash(item.prompt.key, item.criterion, *sorted((first, second)))
         judgement = _hash(pair, item.rater)
         before = self._seen.get(pair, 0)
@@ -75,17 +86,27 @@ class Summary:
         self.contradictory += now & 3 == 3 and before & 3 != 3
         self._seen[pair] = now
 
+    def different(self) -> int:
+        """How many different pairs there are, in whichever order."""
+        return len(self._pairs)
+
     def position(self) -> tuple[float | None, tuple[float, float], int]:
-        """Share of decided pairs in which the first is preferred, its 95 % interval, and how many are decided."""
-        decided = self.labels["first"] + self.labels["second"]
-        share = self.labels["first"] / decided if decided else None
-        return share, wilson(self.labels["first"], decided), decided
+        """Share of decided pairs in which the first is preferred, its 95 % interval, and how many are decided.
+
+        A pair counts once, by the mean of its labels: what several raters say of it, or one by several criteria, is no
+        further evidence of how its place was drawn.
+        """
+        means = [total / count for total, count in self._places.values()]
+        first, decided = sum(mean > 0.5 for mean in means), sum(mean != 0.5 for mean in means)
+        return first / decided if decided else None, wilson(first, decided), decided
 
     def warnings(self) -> list[str]:
         """What should be looked at before training, in sentences."""
         found = []
         if self.broken:
             found.append(f"{len(self.broken)} rows could not be read and are left out.")
+        if self.simulated:
+            found.append(f"{self.simulated} of {self.pairs} judgements are simulated: no evidence about people.")
         share, (low, high), decided = self.position()
         one = next((side for side in self.labels if self.labels[side] == self.pairs), "")
         if one == "ties":
@@ -120,7 +141,9 @@ class Summary:
         share, interval, decided = self.position()
         counts = list(self.prompts.values()) or [0]
         return {
-            "pairs": self.pairs,
+            "pairs": self.different(),
+            "judgements": self.pairs,
+            "simulated": self.simulated,
             "broken": {
                 "rows": len(self.broken),
                 "reasons": dict(self.broken.kinds.most_common()),

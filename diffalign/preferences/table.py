@@ -66,7 +66,10 @@ def schema(modality: Modality) -> pa.Schema:
 
 
 def write(path: str | Path, preferences: Iterable[Preference]) -> int:
-    """Writes a file, whole or not at all, while the preferences come in; returns how many there were."""
+    """Writes a file, whole or not at all, while the preferences come in; returns how many there were.
+
+    The file's metadata say how many rows there are and how many of these are marked as simulated (``diffalign``).
+    """
     path = Path(path)
     rest = iter(preferences)
     first = next(rest, None)
@@ -74,7 +77,7 @@ def write(path: str | Path, preferences: Iterable[Preference]) -> int:
         raise InputError(f"there is no preference to write to {path}")
     modality: Modality = "text" if first.first.image is None else "image"
     form = schema(modality)
-    count = 0
+    count = simulated = 0
     with (
         new_file(path) as temporary,
         pq.ParquetWriter(
@@ -87,6 +90,8 @@ def write(path: str | Path, preferences: Iterable[Preference]) -> int:
             except UnicodeEncodeError as error:
                 raise InputError(f"a text is no Unicode text, so it cannot be written: {error}") from None
             count += len(rows)
+            simulated += sum(bool(json.loads(row["provenance"]).get("simulated")) for row in rows)
+        writer.add_key_value_metadata({"diffalign": json.dumps({"rows": count, "simulated": simulated})})
     return count
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Self
 
 from sqlalchemy import Connection, insert, select
 
@@ -29,7 +29,7 @@ ASSIGNMENT = (
 """What never changes of an assignment."""
 _TIMES = {"at", "shown_at", "decided_at", "received_at", "claimed_at"}
 
-_LAST = select(EventRow.id, EventRow.hash).order_by(EventRow.id.desc()).limit(1)
+LAST = select(EventRow.id, EventRow.hash).order_by(EventRow.id.desc()).limit(1)
 _ADD = insert(EventRow)
 
 
@@ -51,25 +51,59 @@ def _chosen(row: Mapping[Any, Any], names: tuple[str, ...]) -> dict[str, Any]:
     return {name: float(row[name]) if name in _TIMES and row[name] is not None else row[name] for name in names}
 
 
+class Chain:
+    """What a transaction adds to the event log while it holds the lock of the study: written at its end, at once."""
+
+    def __init__(self, last: tuple[int, str] | None) -> None:
+        """``last`` is the number and the hash of the last event there is, None before the first."""
+        self._number, self._hash = last or (0, START)
+        self._rows: list[dict[str, Any]] = []
+
+    @classmethod
+    def of(cls, connection: Connection) -> Self:
+        """What comes after the last event there is."""
+        last = connection.execute(LAST).one_or_none()
+        return cls(last and (last.id, last.hash))
+
+    def note(
+        self,
+        at: float,
+        kind: str,
+        rater: int | None = None,
+        assignment: int | None = None,
+        *,
+        vote: Mapping[str, Any] | None = None,
+        given: Mapping[str, Any] | None = None,
+        data: Mapping[str, Any] | None = None,
+    ) -> None:
+        """One more event. ``vote`` and ``given`` are the rows that were just added."""
+        event: dict[str, Any] = {
+            "id": self._number + 1,
+            "at": at,
+            "kind": kind,
+            "rater_id": rater,
+            "assignment_id": assignment,
+            "data": dict(data or {}),
+        }
+        self._number, self._hash = event["id"], digest(self._hash, event, vote, given)
+        self._rows.append({**event, "hash": self._hash})
+
+    def write(self, connection: Connection) -> None:
+        """Adds them to the log."""
+        if self._rows:
+            connection.execute(_ADD, self._rows)
+            self._rows = []
+
+
 def note(
     connection: Connection,
     at: float,
     kind: str,
     rater: int | None = None,
-    assignment: int | None = None,
     *,
-    vote: Mapping[str, Any] | None = None,
-    given: Mapping[str, Any] | None = None,
     data: Mapping[str, Any] | None = None,
 ) -> None:
-    """Adds to the event log, under the lock of the study. ``vote`` and ``given`` are the rows that were just added."""
-    last = connection.execute(_LAST).one_or_none()
-    event: dict[str, Any] = {
-        "id": last.id + 1 if last else 1,
-        "at": at,
-        "kind": kind,
-        "rater_id": rater,
-        "assignment_id": assignment,
-        "data": dict(data or {}),
-    }
-    connection.execute(_ADD, {**event, "hash": digest(last.hash if last else START, event, vote, given)})
+    """Adds one event to the log, under the lock of the study."""
+    chain = Chain.of(connection)
+    chain.note(at, kind, rater, data=data)
+    chain.write(connection)

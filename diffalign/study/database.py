@@ -8,14 +8,17 @@ folder must not be a network share. For more, take PostgreSQL, which is asked fo
 
 from __future__ import annotations
 
+import math
 import os
 import sqlite3
 import threading
+import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 from weakref import WeakKeyDictionary
 
 from alembic import command
@@ -24,13 +27,17 @@ from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy import URL, Connection, Engine, create_engine, event, func, inspect, make_url, select
 from sqlalchemy.engine.interfaces import DBAPIConnection
-from sqlalchemy.exc import ArgumentError, NoSuchModuleError
+from sqlalchemy.exc import ArgumentError, DBAPIError, InvalidatePoolError, NoSuchModuleError
 from sqlalchemy.pool import ConnectionPoolEntry
 
 from diffalign.errors import ConfigError, InputError, NotFoundError, RefusedError
 from diffalign.study.schema import StudyRow
 
 BUSY_SECONDS = 60
+CONNECTIONS = 12
+"""So many connections to a server are kept. To make one costs more than many questions, so rushes should not."""
+TRUSTED_SECONDS = 1.0
+"""So long after its last use a connection to a server is taken for one that works."""
 MIGRATING = 0x64696666616C6967
 """Names the lock of PostgreSQL that holds while tables are made or changed."""
 _WRITERS: WeakKeyDictionary[Engine, threading.Lock] = WeakKeyDictionary()
@@ -52,8 +59,12 @@ def connect(database: str | Path) -> Engine:
             raise ConfigError(f"a study is kept in its folder, or at postgresql://…; {url.drivername} is not supported")
         # Each statement sees what was committed before it, so that who waited for the lock of the study reads what is
         # new. The server's default may be another one, by which all but one of those who waited would fail.
-        engine = create_engine(url, pool_pre_ping=True, isolation_level="READ COMMITTED")
+        engine = create_engine(
+            url, isolation_level="READ COMMITTED", pool_size=CONNECTIONS, max_overflow=CONNECTIONS, pool_use_lifo=True
+        )
         event.listen(engine, "connect", _postgresql_ready)
+        event.listen(engine, "checkin", _note_use)
+        event.listen(engine, "checkout", _still_there(engine))
         return engine
     except (ArgumentError, NoSuchModuleError) as error:
         raise ConfigError(f"the database is named postgresql://USER@HOST/NAME: {error}") from None
@@ -70,6 +81,27 @@ def _postgresql_ready(connection: DBAPIConnection, _: ConnectionPoolEntry) -> No
     )
     cursor.close()
     connection.commit()
+
+
+def _note_use(_: DBAPIConnection | None, record: ConnectionPoolEntry) -> None:
+    record.info["used"] = time.monotonic()
+
+
+def _still_there(engine: Engine) -> Callable[[DBAPIConnection, ConnectionPoolEntry, object], None]:
+    """Asks whether the server is still there, where nothing was asked for a while: it may have been restarted.
+
+    To ask each time costs a way there and back. Who meets the end of the server itself is told so, and tries again.
+    """
+
+    def ask(connection: DBAPIConnection, record: ConnectionPoolEntry, _: object) -> None:
+        if time.monotonic() - record.info.get("used", math.inf) < TRUSTED_SECONDS:
+            return
+        try:
+            engine.dialect.do_ping(connection)
+        except engine.dialect.loaded_dbapi.Error:
+            raise InvalidatePoolError from None
+
+    return ask
 
 
 def _sqlite_ready(connection: DBAPIConnection, _: ConnectionPoolEntry) -> None:
@@ -91,6 +123,32 @@ def reading(engine: Engine) -> Iterator[Connection]:
     level = {"isolation_level": "REPEATABLE READ"} if engine.dialect.name == "postgresql" else {}
     with engine.connect().execution_options(reading=True, **level) as connection, connection.begin():
         yield connection
+
+
+@contextmanager
+def asking(engine: Engine) -> Iterator[Connection]:
+    """For one question by itself: a server needs no transaction around it, so it is one way there and back."""
+    if engine.dialect.name != "postgresql":
+        with reading(engine) as connection:
+            yield connection
+        return
+    with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+        yield connection
+
+
+@contextmanager
+def together(connection: Connection) -> Iterator[None]:
+    """For statements that return nothing: a server is sent all of them before it is waited for, at the end."""
+    if connection.dialect.name != "postgresql":
+        yield
+        return
+    driver: Any = connection.connection.driver_connection
+    try:
+        with driver.pipeline():
+            yield
+    except connection.dialect.loaded_dbapi.Error as error:
+        # What was sent in a block is not known one by one, so SQLAlchemy could not say it in its own words.
+        raise DBAPIError.instance(None, None, error, connection.dialect.loaded_dbapi.Error) from error
 
 
 @contextmanager

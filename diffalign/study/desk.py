@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 from sqlalchemy import Connection, RowMapping, bindparam, exists, func, insert, select, text, update
+from sqlalchemy.orm import aliased
 
 from diffalign.errors import InputError, NotFoundError, RefusedError
-from diffalign.study import queue
+from diffalign.study import places, queue
 from diffalign.study.answers import Answer
-from diffalign.study.chain import note
+from diffalign.study.database import together
 from diffalign.study.progress import progress
 from diffalign.study.protocol import Protocol, Rules
-from diffalign.study.schema import ACTIVE, AssignmentRow, ItemRow, PairRow, ProtocolRow, VoteRow
+from diffalign.study.schema import ACTIVE, AssignmentRow, EventRow, ItemRow, PairRow, SampleRow, VoteRow
 from diffalign.study.sides import outcome
 from diffalign.study.turns import QUEUES, Draft, Progress, Queue, drafts
 
@@ -25,14 +26,18 @@ _REVISION = (
     .correlate(AssignmentRow)
     .scalar_subquery()
 )
+_ONE, _TWO = aliased(SampleRow), aliased(SampleRow)
 HELD = (
     select(
         AssignmentRow.id, AssignmentRow.pair_id, AssignmentRow.protocol_id, AssignmentRow.repeat,
         AssignmentRow.adjudication, AssignmentRow.first_is_left, AssignmentRow.state, PairRow.kind,
         PairRow.flagged, ItemRow.kind.label("of"), _REVISION.label("revision"),
+        _ONE.sha256.label("first"), _TWO.sha256.label("second"),
     )
     .join(PairRow, PairRow.id == AssignmentRow.pair_id)
     .join(ItemRow, ItemRow.id == PairRow.item_id)
+    .join(_ONE, _ONE.id == PairRow.first_id)
+    .join(_TWO, _TWO.id == PairRow.second_id)
     .where(AssignmentRow.token == bindparam("token"), AssignmentRow.rater_id == bindparam("rater"))
 )  # fmt: skip
 _KEEP_MINE = (
@@ -72,7 +77,22 @@ _LAST_VOTE = (
     .order_by(VoteRow.id.desc())
     .limit(1)
 )
-_NEWEST_PROTOCOL = select(func.max(ProtocolRow.id))
+_DEEDS = ("voted", "undone", "skipped", "flagged", "unflagged")
+_LAST_DEED = (
+    select(
+        EventRow.kind.label("event"), AssignmentRow.id, AssignmentRow.pair_id, AssignmentRow.protocol_id,
+        AssignmentRow.repeat, AssignmentRow.adjudication, PairRow.flagged,
+    )
+    .join(AssignmentRow, AssignmentRow.id == EventRow.assignment_id)
+    .join(PairRow, PairRow.id == AssignmentRow.pair_id)
+    .where(
+        EventRow.rater_id == bindparam("rater"),
+        EventRow.kind.in_(_DEEDS),
+        AssignmentRow.adjudication == bindparam("adjudication"),
+    )
+    .order_by(EventRow.id.desc())
+    .limit(1)
+)  # fmt: skip
 _TAKEN = select(PairRow.taken).where(PairRow.id == bindparam("pair"))
 _THERE = select(func.count()).where(AssignmentRow.pair_id == bindparam("pair"), text(ACTIVE))
 _AGAIN = _THERE.where(AssignmentRow.rater_id == bindparam("rater"))
@@ -88,7 +108,10 @@ def held(connection: Connection, rater: int, token: str) -> RowMapping:
 
 
 class Desk:
-    """What a rater does in one transaction and one queue."""
+    """What a rater does in one transaction and one queue, under the lock of the study.
+
+    Within its block: the events are written when it is left, unless by an exception, which undoes the transaction.
+    """
 
     def __init__(
         self,
@@ -96,14 +119,23 @@ class Desk:
         rater: int,
         which: Queue,
         now: float,
-        seed: int,
         protocol: Callable[[Connection, int], Protocol],
     ) -> None:
         if which not in QUEUES:
             raise InputError(f"there is no queue {which!r}; there are {', '.join(QUEUES)}")
         self._connection, self._rater, self._which = connection, rater, which
-        self._now, self._seed, self._read = now, seed, protocol
+        self._now, self._read = now, protocol
         self._mine = {"rater": rater, "adjudication": which == "disputed"}
+
+    def __enter__(self) -> Self:
+        stand = queue.stand(self._connection, self._rater, self._now)
+        self._newest, self._before, self._late = stand.protocol, stand.before, stand.late
+        self._chain, self._seed = stand.chain(), stand.drawn
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is None:
+            self._chain.write(self._connection)
 
     def _protocol(self, number: int) -> Protocol:
         return self._read(self._connection, number)
@@ -122,17 +154,21 @@ class Desk:
 
     def _claim(self, ahead: int) -> tuple[Rules, list[int]]:
         """The rules, and what this rater has: first of all what they had before, although the lease may be over."""
-        number = self._connection.execute(_NEWEST_PROTOCOL).scalar_one()
-        rules = self._protocol(number).rules
+        rules = self._protocol(self._newest).rules
         until = self._now + 60 * rules.lease_minutes
         mine = {"rater": self._rater, "of_disputes": self._which == "disputed", "until": until}
         open_ones = sorted(self._connection.scalars(_KEEP_MINE, mine))
-        queue.release(self._connection, self._now, self._rater)
+        if self._late:
+            places.release(self._connection, self._chain, self._now, self._rater)
         while len(open_ones) <= ahead:
-            chosen, chance = queue.choose(self._connection, self._rater, rules, self._seed, self._which)
+            chosen, chance = queue.choose(self._connection, self._rater, rules, self._seed, self._before, self._which)
             if chosen is None:
                 break
-            open_ones.append(queue.give(self._connection, chosen, self._rater, number, self._now, until, chance))
+            given = queue.give(
+                self._connection, self._chain, chosen, self._rater, self._newest, self._now, until, chance
+            )
+            open_ones.append(given)
+            self._before += 1
         return rules, open_ones[: ahead + 1]
 
     # --- answering ---
@@ -169,8 +205,9 @@ class Desk:
             decided_at=answer.decided_at,
             protocol_sha256=protocol.sha256,
         )
-        self._connection.execute(_DONE, {"number": row["id"]})
-        self._count(row, answer.choice, 1)
+        with together(self._connection):
+            self._connection.execute(_DONE, {"number": row["id"]})
+            self._count(row, answer.choice, 1)
         return number
 
     def _held(self, token: str) -> RowMapping:
@@ -184,14 +221,14 @@ class Desk:
         assert added is not None
         vote = {"id": int(added[0]), **values, "received_at": self._now}
         about = vote["undoes"] or vote["id"]
-        note(self._connection, self._now, kind, self._rater, assignment, vote=vote, data={"vote": about})
+        self._chain.note(self._now, kind, self._rater, assignment, vote=vote, data={"vote": about})
         return int(added[0])
 
     def _count(self, row: Mapping[Any, Any], choice: str, by: int) -> None:
         """Where the vote counts for one of the arms, or for neither."""
         if row["repeat"] or row["adjudication"] or row["kind"] != "ordinary" or choice == "cannot_judge":
             return
-        queue.count(self._connection, row["pair_id"], **{outcome(choice, row["first_is_left"]): by})
+        places.count(self._connection, row["pair_id"], **{outcome(choice, row["first_is_left"]): by})
 
     def _revive(self, row: RowMapping, rules: Rules) -> None:
         """Takes an answer that comes after the lease, unless the place has been given away."""
@@ -212,7 +249,7 @@ class Desk:
                 "the time for this pair was over, and others have judged it meanwhile; ask for the next one"
             )
         if not (row["repeat"] or row["adjudication"]):
-            queue.count(self._connection, row["pair_id"], taken=1)
+            places.count(self._connection, row["pair_id"], taken=1)
 
     def _spent(self, rules: Rules) -> bool:
         return rules.budget is not None and queue.given(self._connection) >= rules.budget
@@ -249,6 +286,26 @@ class Desk:
         self._count({name: row[f"of_{name}"] for name in (*_OF_VOTE, "kind")}, row["choice"], -1)
         return number
 
+    def unflag(self) -> None:
+        """Takes back a flag, if it is the last that this rater did in this queue; the pair is in their hands again."""
+        last = self._connection.execute(_LAST_DEED, self._mine).mappings().one_or_none()
+        if last is None or last["event"] != "flagged":
+            raise RefusedError("a flag is taken back right after it; the last that you did is no flag")
+        if not last["flagged"]:
+            raise RefusedError("the flag that you set last was taken back by an administrator")
+        rules = self._protocol(last["protocol_id"]).rules
+        places.unflag(self._connection, self._chain, last["pair_id"], self._now, back=True)
+        self._connection.execute(_KEEP, {"number": last["id"], "until": self._now + 60 * rules.lease_minutes})
+        if not (last["repeat"] or last["adjudication"]):
+            places.count(self._connection, last["pair_id"], taken=1)
+        newest = self._protocol(self._newest).rules
+        if newest.budget is not None and queue.given(self._connection) > newest.budget:
+            raise RefusedError(
+                "the study has got all the votes that it asked for meanwhile, so the pair stays out; an administrator"
+                " can take it in again"
+            )
+        self._chain.note(self._now, "unflagged", self._rater, last["id"], data={"pair": last["pair_id"]})
+
     def shown(self, number: int) -> Draft:
         """That assignment."""
         return drafts(self._connection, [number], self._protocol)[0]
@@ -258,7 +315,7 @@ class Desk:
         row = self._held(token)
         if row["state"] != "open":
             raise RefusedError(f"this pair is {row['state']}, so it cannot be {state}; ask for the next one")
-        queue.close(self._connection, row, state)
-        note(self._connection, self._now, state, self._rater, row["id"], data={"reason": reason})
+        places.close(self._connection, row, state)
+        self._chain.note(self._now, state, self._rater, row["id"], data={"reason": reason})
         if state == "flagged":
-            queue.flag(self._connection, row["pair_id"], self._now)
+            places.flag(self._connection, self._chain, row["pair_id"], self._now)

@@ -14,6 +14,7 @@ from sqlalchemy import Connection, Row, RowMapping, exists, select
 from sqlalchemy.orm import aliased
 
 from diffalign.study import database
+from diffalign.study.noted import simulated_raters
 from diffalign.study.protocol import Protocol
 from diffalign.study.schema import AssignmentRow, ItemRow, PairRow, ProtocolRow, RaterRow, SampleRow, VoteRow
 from diffalign.study.sides import Side, first_preferred, standing
@@ -65,7 +66,8 @@ class Export:
 
     ``provenance`` has the study, pair, vote, arms, shown sides, kind of tie, scores per criterion by sample, comment,
     times, the hash of the protocol, and ``chosen``: ``random``, or ``active`` where the pair was chosen for what it
-    would tell. The samples of one pair are the same objects in each of its preferences.
+    would tell; and ``"simulated": true`` where a program gave the vote, or one of the votes. The samples of one pair
+    are the same objects in each of its preferences.
 
     ``final`` gives one preference per pair and criterion instead, of no rater: the adjudicator's verdict where there is
     one, else the mean label and strength of the votes. Then votes that a verdict replaces are left out as
@@ -78,11 +80,18 @@ class Export:
             self._items = {row.id: row for row in connection.execute(select(*ItemRow.__table__.c))}
             self._samples = {row.id: row for row in connection.execute(select(*SampleRow.__table__.c))}
             rows = live_votes(connection)
+            self._simulated = simulated_raters(connection)
         self.left_out: Counter[str] = Counter()
         """How many votes were left out, by reason."""
         self._verdicts = {row["pair_id"]: row for row in rows if row["adjudication"]} if final else {}
         self.rows = [row for row in rows if self._kept(row)]
         """The votes that are kept."""
+        self.simulated = sum(self.is_simulated(row) for row in self.rows)
+        """How many of these are of simulated raters."""
+
+    def is_simulated(self, row: Mapping[Any, Any]) -> bool:
+        """Whether a program gave the vote."""
+        return row["rater"] in self._simulated
 
     def _kept(self, row: RowMapping) -> bool:
         verdict = self._verdicts.get(row["pair_id"])
@@ -120,6 +129,7 @@ class Export:
                 origin = self._origin(rows[0]) | {
                     "votes": len([row for row in said if not row["adjudication"]]),
                     "adjudicated": used[0]["adjudication"],
+                    **({"simulated": True} if any(map(self.is_simulated, used)) else {}),
                 }
                 label, strength = fmean(labels), fmean(strengths)
                 yield Preference(first.prompt, first, second, label, strength, criterion, "", origin)
@@ -166,6 +176,7 @@ class Export:
             "received_at": row["received_at"],
             "seconds": seconds(row),
             "protocol_sha256": row["protocol_sha256"],
+            "simulated": self.is_simulated(row) or None,
         }
         return {name: value for name, value in known.items() if value not in (None, "", [], {})}
 
@@ -196,7 +207,7 @@ def scores(study: Study) -> Iterator[dict[str, object]]:
             points = anchors[row["protocol_sha256"]][criterion]
             for side, score in value.items():
                 about = {"criterion": criterion, "score": score, "points": points}
-                yield export.about(row, side) | about | _by(row)
+                yield export.about(row, side) | about | _by(row, export)
 
 
 def points(study: Study) -> Iterator[dict[str, object]]:
@@ -208,11 +219,12 @@ def points(study: Study) -> Iterator[dict[str, object]]:
     for row in export.rows:
         for point in row["points"]:
             place = {name: point[name] for name in ("x", "y", "label")}
-            yield export.about(row, point["side"]) | place | _by(row)
+            yield export.about(row, point["side"]) | place | _by(row, export)
 
 
-def _by(row: Mapping[Any, Any]) -> dict[str, object]:
-    return {"rater": row["rater"], "pair": row["pair_id"], "vote": row["id"]}
+def _by(row: Mapping[Any, Any], export: Export) -> dict[str, object]:
+    by = {"rater": row["rater"], "pair": row["pair_id"], "vote": row["id"]}
+    return {**by, "simulated": export.is_simulated(row)}
 
 
 def _anchors(study: Study) -> dict[str, dict[str, int]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from math import ceil
 
-from sqlalchemy import ColumnElement, Connection, Row, bindparam, case, exists, func, select, text
+from sqlalchemy import ColumnElement, Connection, Row, bindparam, case, func, literal, select, text
 
 from diffalign.study import queue
 from diffalign.study.protocol import Rules
@@ -49,14 +49,18 @@ _FREE_BUT_MINE = (
         AssignmentRow.rater_id == bindparam("rater"),
         AssignmentRow.repeat.is_(False),
         text(ACTIVE),
-        # Not a join: SQLite would begin with all pairs.
-        exists().where(
-            PairRow.id == AssignmentRow.pair_id,
-            PairRow.kind == "ordinary",
-            PairRow.flagged.is_(False),
-            PairRow.taken < bindparam("overlap"),
-        ),
+        # Neither a join nor EXISTS: SQLite would begin with all pairs, and PostgreSQL, as long as it has no statistics
+        # of a new study, would go through all pairs for each assignment.
+        select(PairRow.taken)
+        .where(PairRow.id == AssignmentRow.pair_id, PairRow.kind == "ordinary", PairRow.flagged.is_(False))
+        .scalar_subquery()
+        < bindparam("overlap"),
     )
+    .correlate(None)
+)
+_MINE_AND_FREE = _MINE.add_columns(_FREE.scalar_subquery().label("free"), literal(0).label("known"))
+_MINE_AND_SHARED = _MINE.add_columns(
+    _FREE.scalar_subquery().label("free"), _FREE_BUT_MINE.scalar_subquery().label("known")
 )
 _DISPUTED = select(func.count()).select_from(PairRow).where(*queue.IN_DISPUTE)
 
@@ -64,24 +68,26 @@ _DISPUTED = select(func.count()).select_from(PairRow).where(*queue.IN_DISPUTE)
 def progress(connection: Connection, rater: int, rules: Rules, which: Queue, has: bool) -> Progress:
     """Of a rater in a queue; ``has`` says whether a claim found anything."""
     about = {"rater": rater, "adjudication": which == "disputed"}
-    mine = connection.execute(_MINE, about).one()
     if which == "disputed":
+        mine = connection.execute(_MINE, about).one()
         return _disputes(connection, mine.done, has, connection.scalar(_OTHERS, about) or 0, rules)
+    # Where each pair is judged once, none with a free place is anybody's.
+    query = _MINE_AND_SHARED if rules.overlap > 1 else _MINE_AND_FREE
+    mine = connection.execute(query, {**about, "overlap": rules.overlap}).one()
     if not has:
-        others = connection.scalar(_OTHERS, about) or 0
-        free, enough = _free(connection, rater, rules), queue.enough(connection, rules)
-        return Progress(mine.done, 0, not others and (bool(enough) or free[0] == 0), _why(enough, free, others))
-    return Progress(mine.done, _left(connection, rater, rules, mine), False, "")
+        others, enough = connection.scalar(_OTHERS, about) or 0, queue.enough(connection, rules)
+        return Progress(mine.done, 0, not others and bool(enough or not mine.free), _why(enough, mine.free, others))
+    return Progress(mine.done, _left(connection, rules, mine), False, "")
 
 
-def _left(connection: Connection, rater: int, rules: Rules, mine: Row[int, int, int]) -> int:
+def _left(connection: Connection, rules: Rules, mine: Row[*tuple[int, ...]]) -> int:
     """About how many are still there: what one rater gets in all, less the answers so far, rounded up to tens.
 
     All in all, that is the ordinary pairs this rater has, had or may get, and the planned ones that come among so many
     on average. No answer changes it, so what is left falls by one with each answer, whatever kind the pair is of. To
     count the ordinary ones alone would tell the others by the turns after which nothing falls.
     """
-    free = _free(connection, rater, rules)[1]
+    free = mine.free - mine.known
     if rules.budget is not None:
         free = min(free, max(0, rules.budget - queue.given(connection)))
     ordinary = mine.ordinary + free
@@ -97,20 +103,12 @@ def _tens(count: float) -> int:
     return 10 * max(1, ceil(count / 10))
 
 
-def _free(connection: Connection, rater: int, rules: Rules) -> tuple[int, int]:
-    """Pairs with a free place, and those of them that this rater does not have and has not judged."""
-    free = connection.scalar(_FREE, {"overlap": rules.overlap}) or 0
-    # Where each pair is judged once, none with a free place is anybody's.
-    known = connection.scalar(_FREE_BUT_MINE, {"rater": rater, "overlap": rules.overlap}) if rules.overlap > 1 else 0
-    return free, free - (known or 0)
-
-
-def _why(enough: str, free: tuple[int, int], others: int) -> str:
+def _why(enough: str, free: int, others: int) -> str:
     if enough and not others:
         return enough
     if others:
         return "You have judged all that is there for you. The last pairs are with other raters now; look again later."
-    if free[0]:
+    if free:
         return "You have judged all that is there for you. The pairs that are left wait for other raters."
     return "Every pair has been judged by as many raters as the study wants."
 

@@ -23,7 +23,9 @@ class Criterion(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     name: str = Field(min_length=1)
+    """What it is called in exports."""
     question: str = Field(min_length=1)
+    """What raters read."""
     kind: Literal["prefer", "scale"] = "prefer"
     """``prefer``: left, right or tie. ``scale``: one of the anchors, for each side."""
     anchors: tuple[str, ...] = ()
@@ -42,11 +44,17 @@ class Rules(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     name: str = Field(min_length=1)
+    """What it is called; results are told by it."""
     version: int = Field(ge=1)
+    """Goes up with every change."""
+    kind: Literal["image", "text", "both"] = "both"
+    """What is compared. A study of other pairs is refused: words about images mislead who compares texts."""
     question: str = "Which one is better?"
+    """The overall question, above every pair."""
     guideline: str = ""
     """What raters read before they start: what a tie is, what matters most."""
     criteria: tuple[Criterion, ...] = ()
+    """Further questions about each pair."""
     criteria_required: bool = False
     """Whether every criterion is answered, unless the pair cannot be judged."""
     strength: bool = True
@@ -120,22 +128,24 @@ class Protocol:
                 data = file.read(LONGEST + 1)
             if len(data) > LONGEST:
                 raise ConfigError(f"{path} is longer than {LONGEST} bytes: no protocol")
-            return cls.parse(data.decode("utf-8"))
+            return cls.parse(data.decode("utf-8"), str(path))
         except UnicodeDecodeError as error:
             raise ConfigError(f"{path} is no text in UTF-8: {error}") from None
         except OSError as error:
             raise NotFoundError(f"{path} cannot be read: {error.strerror}") from None
 
     @classmethod
-    def parse(cls, text: str) -> Protocol:
-        """Reads a YAML text; a ConfigError says which field is wrong."""
+    def parse(cls, text: str, name: str = "the protocol") -> Protocol:
+        """Reads a YAML text. A ConfigError has a sentence for every mistake; ``name`` is what it calls the text."""
         try:
             found = yaml.safe_load(text)
-            return cls(text, Rules.model_validate(found))
         except yaml.YAMLError as error:
-            raise ConfigError(f"the protocol is no YAML: {error}") from None
+            raise ConfigError(f"{name} is no YAML: {' '.join(str(error).split())}") from None
+        if not isinstance(found, dict):
+            raise ConfigError(f"{name} holds no fields: a protocol begins with lines such as name: mine and version: 1")
+        try:
+            return cls(text, Rules.model_validate(found))
         except ValidationError as error:
-            first = error.errors()[0]
-            where = ".".join(str(part) for part in first["loc"])
-            message = first["msg"].removeprefix("Value error, ")
-            raise ConfigError(f"protocol{' field ' + where if where else ''}: {message}") from None
+            from diffalign.study.protocol_faults import sentences
+
+            raise ConfigError(f"{name}: {'; '.join(sentences(error, Rules))}") from None

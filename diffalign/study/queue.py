@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import random
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 from sqlalchemy import (
@@ -24,17 +25,28 @@ from sqlalchemy import (
     exists,
     func,
     insert,
+    null,
     select,
     text,
-    update,
 )
 from sqlalchemy.orm import aliased
 
 from diffalign.seeds import derive
 from diffalign.study import active
-from diffalign.study.chain import note
+from diffalign.study.chain import LAST, Chain
+from diffalign.study.database import together
+from diffalign.study.places import IS_LATE, count
 from diffalign.study.protocol import Rules
-from diffalign.study.schema import ACTIVE, ADJUDICATED, DISPUTED, AssignmentRow, ContestRow, PairRow, StudyRow
+from diffalign.study.schema import (
+    ACTIVE,
+    ADJUDICATED,
+    DISPUTED,
+    AssignmentRow,
+    ContestRow,
+    PairRow,
+    ProtocolRow,
+    StudyRow,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +57,8 @@ class Next:
     chosen: str
     repeat: bool = False
     adjudication: bool = False
+    surpluses: tuple[int, int] | None = None
+    """Of the first sample on the left, in assignments of this pair and of this rater, where they are known by now."""
 
     @property
     def takes_place(self) -> bool:
@@ -55,111 +69,68 @@ class Next:
 _PAIR: BindParameter[int] = bindparam("pair")
 _RATER: BindParameter[int] = bindparam("rater")
 _ACTIVE = text(ACTIVE)  # as the partial index has it: a database does not see that parameters say the same
-_LOCK = select(StudyRow.seed, StudyRow.uid).with_for_update()
+_LOCK = select(StudyRow.id).with_for_update()
 
 
-def lock(connection: Connection) -> int:
-    """Holds the row of the study until the transaction ends; returns the seed of what is drawn in claims.
+def lock(connection: Connection) -> None:
+    """Holds the row of the study until the transaction ends. SQLite has locked by the beginning of the transaction."""
+    if connection.dialect.name != "sqlite":
+        with together(connection):  # with the beginning of the transaction; what it finds need not be read
+            connection.execute(_LOCK)
+
+
+# --- how the study stands ---
+
+_LAST_EVENT = LAST.subquery()
+_GIVEN_TO = select(func.count()).select_from(AssignmentRow).where(AssignmentRow.rater_id == _RATER)
+_STANDS = select(
+    select(_LAST_EVENT.c.id).scalar_subquery().label("event"),
+    select(_LAST_EVENT.c.hash).scalar_subquery().label("hash"),
+    select(func.max(ProtocolRow.id)).scalar_subquery().label("protocol"),
+    _GIVEN_TO.scalar_subquery().label("before"),
+    exists().where(*IS_LATE).label("late"),
+    StudyRow.seed,
+    StudyRow.uid,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Stand:
+    """What a transaction of a rater begins from."""
+
+    event: int | None
+    hash: str | None
+    """Of the last event."""
+    protocol: int
+    """The newest."""
+    before: int
+    """How many assignments this rater was ever given."""
+    late: bool
+    """Whether others have not answered in time."""
+    drawn: int
+    """The seed of what is drawn in claims.
 
     The uid is in it, which no rater is told: who knows the seed that was asked for, mostly 0, and this code could else
     work out which pairs were planned, and their sides.
     """
-    row = connection.execute(_LOCK).one()
-    return derive(int(row.seed), row.uid)
+
+    def chain(self) -> Chain:
+        """The event log, to be added to."""
+        return Chain(None if self.event is None or self.hash is None else (self.event, self.hash))
 
 
-# --- counts ---
-
-_COUNTED = ("taken", "for_first", "for_second", "ties")
-_COUNT_PAIR = (
-    update(PairRow)
-    .where(PairRow.__table__.c.id == bindparam("about"))
-    .values({name: getattr(PairRow, name) + bindparam(f"more_{name}") for name in _COUNTED})
-)
-_COUNT_CONTEST = (
-    update(ContestRow)
-    .where(
-        ContestRow.id
-        == select(PairRow.contest_id)
-        .where(PairRow.id == bindparam("about"), PairRow.flagged.is_(False))
-        .scalar_subquery()
-    )
-    .values(
-        {
-            "given" if name == "taken" else name: getattr(ContestRow, "given" if name == "taken" else name)
-            + bindparam(f"more_{name}")
-            for name in _COUNTED
-        }
-    )
-)
-
-
-def count(connection: Connection, pair: int, **more: int) -> None:
-    """Adds to ``taken``, ``for_first``, ``for_second`` or ``ties`` of a pair and its contest."""
-    values = {"about": pair, **{f"more_{name}": more.get(name, 0) for name in _COUNTED}}
-    connection.execute(_COUNT_CONTEST, values)
-    connection.execute(_COUNT_PAIR, values)
-
-
-_COUNTS = select(PairRow.taken, PairRow.for_first, PairRow.for_second, PairRow.ties, PairRow.flagged).where(
-    PairRow.id == _PAIR
-)
-
-
-_STILL_OPEN = (
-    select(
-        AssignmentRow.id, AssignmentRow.pair_id, AssignmentRow.rater_id, AssignmentRow.repeat,
-        AssignmentRow.adjudication,
-    )
-    .where(AssignmentRow.pair_id == _PAIR, AssignmentRow.state == "open")
-    .order_by(AssignmentRow.id)
-)  # fmt: skip
-
-
-def flag(connection: Connection, pair: int, now: float) -> None:
-    """Takes the pair out: whoever else has it is shown it no more, and what was counted of it counts no more."""
-    for other in connection.execute(_STILL_OPEN, {"pair": pair}).mappings().all():
-        close(connection, other, "flagged")
-        note(connection, now, "withdrawn", other["rater_id"], other["id"])
-    row = connection.execute(_COUNTS, {"pair": pair}).one()
-    if not row.flagged:
-        minus = {f"more_{name}": -getattr(row, name) for name in _COUNTED}
-        connection.execute(_COUNT_CONTEST, {"about": pair, **minus})
-        connection.execute(update(PairRow).where(PairRow.id == pair).values(flagged=True))
-
-
-# --- ends without a vote ---
-
-_LATE = (
-    select(
-        AssignmentRow.id, AssignmentRow.pair_id, AssignmentRow.rater_id, AssignmentRow.repeat,
-        AssignmentRow.adjudication,
-    )
-    .where(
-        AssignmentRow.state == "open",
-        AssignmentRow.lease_until < bindparam("now"),
-        AssignmentRow.rater_id != _RATER,
-    )
-    .order_by(AssignmentRow.id)
-)  # fmt: skip
-_STATE = update(AssignmentRow).where(AssignmentRow.__table__.c.id == bindparam("number")).values(state=bindparam("to"))
-
-
-def release(connection: Connection, now: float, rater: int) -> None:
-    """Takes back what others were given and did not answer in time. This rater is here, and keeps what they have."""
-    for row in connection.execute(_LATE, {"now": now, "rater": rater}).mappings().all():
-        close(connection, row, "expired")
-        note(connection, now, "expired", row["rater_id"], row["id"])
-
-
-def close(connection: Connection, row: Mapping[Any, Any], state: str) -> None:
-    """Ends an assignment without a vote, and gives its place back."""
-    connection.execute(_STATE, {"number": row["id"], "to": state})
-    if not (row["repeat"] or row["adjudication"]):
-        count(connection, row["pair_id"], taken=-1)
+def stand(connection: Connection, rater: int, now: float) -> Stand:
+    """Read at once, after the lock: where the database is a server, each question is a way there and back."""
+    row = connection.execute(_STANDS, {"rater": rater, "now": now}).one()
+    return Stand(row.event, row.hash, row.protocol, row.before, row.late, derive(int(row.seed), row.uid))
 
 
 # --- the next one ---
+
+# How many more of these assignments have the first sample left than right.
+_SURPLUS = select(func.coalesce(func.sum(2 * cast(AssignmentRow.first_is_left, Integer) - 1), 0)).where(_ACTIVE)
+_OF_PAIR = _SURPLUS.where(AssignmentRow.pair_id == _PAIR)
+_OF_RATER = _SURPLUS.where(AssignmentRow.rater_id == _RATER).scalar_subquery()
 
 _HELD = (
     select(AssignmentRow.id)
@@ -179,9 +150,9 @@ _VERDICT = (
     .exists()
 )
 _FREE = (PairRow.flagged.is_(False), ~_HELD)
-_BEGUN = select(PairRow.id).where(PairRow.kind == "ordinary", PairRow.taken == bindparam("taken"), *_FREE)
-_BEGUN = _BEGUN.order_by(PairRow.place).limit(1)
+_BEGUN = select(PairRow.id).where(PairRow.kind == "ordinary", *_FREE).order_by(PairRow.place).limit(1)
 _BEGUN_NEW = _BEGUN.where(~_DROPPED)
+_SKIPPED = _BEGUN.where(PairRow.taken == bindparam("taken"))
 _ANYBODYS = select(PairRow.id).where(PairRow.kind == bindparam("kind"), *_FREE)
 _ANYBODYS = _ANYBODYS.order_by(PairRow.taken, PairRow.place).limit(1)
 _ANYBODYS_NEW = _ANYBODYS.where(~_DROPPED)
@@ -198,7 +169,6 @@ _DISPUTED_NEW = _DISPUTED.where(~_DROPPED)
 _CHOSEN = (
     select(AssignmentRow.chosen)
     .where(
-        AssignmentRow.pair_id == _PAIR,
         _ACTIVE,
         AssignmentRow.adjudication.is_(False),
         AssignmentRow.repeat.is_(False),
@@ -206,7 +176,7 @@ _CHOSEN = (
     .order_by(AssignmentRow.id)
     .limit(1)
 )
-_GIVEN_TO = select(func.count()).select_from(AssignmentRow).where(AssignmentRow.rater_id == _RATER)
+_CHOSEN_FOR = _CHOSEN.where(AssignmentRow.pair_id == _PAIR)
 _GIVEN = select(func.coalesce(func.sum(ContestRow.given), 0))
 _RECENT = aliased(AssignmentRow)
 _AGAIN = aliased(AssignmentRow)
@@ -234,15 +204,29 @@ _REPEATS = (
 )
 
 
+@cache
+def _next(overlap: int) -> Select[*tuple[Any, ...]]:
+    """The pair that others have begun and that lacks least, the next fresh one, and how the first was chosen.
+
+    With what ``side`` asks of the first, of the second, and of the rater.
+    None of them was skipped by the rater. A database comes to the second ``taken`` only where the first has no pair.
+    """
+    *levels, fresh = (_BEGUN_NEW.where(PairRow.taken == n).scalar_subquery() for n in range(overlap - 1, -1, -1))
+    begun = func.coalesce(*levels, null()) if levels else null()
+    found = select(begun.label("begun"), fresh.label("fresh")).subquery()
+    chosen = _CHOSEN.where(AssignmentRow.pair_id == found.c.begun).scalar_subquery()
+    of_begun, of_fresh = (_SURPLUS.where(AssignmentRow.pair_id == pair).scalar_subquery() for pair in found.c)
+    return select(found.c.begun, found.c.fresh, chosen, of_begun, of_fresh, _OF_RATER)
+
+
 def choose(
-    connection: Connection, rater: int, rules: Rules, seed: int, which: str = "pairs"
+    connection: Connection, rater: int, rules: Rules, seed: int, before: int, which: str = "pairs"
 ) -> tuple[Next | None, random.Random]:
     """The next pair for a rater, None where nothing is left, and the random numbers of this claim.
 
     A pair that others have begun goes first, so that pairs reach their overlap even if the study stops early. What the
-    rater has skipped comes last.
+    rater has skipped comes last. ``before`` is how many assignments this rater was given.
     """
-    before = connection.scalar(_GIVEN_TO, {"rater": rater}) or 0
     chance = random.Random(derive(seed, "claim", rater, before))
     if which == "disputed":
         return _disputed(connection, rater, rules), chance
@@ -282,21 +266,20 @@ def enough(connection: Connection, rules: Rules) -> str:
 
 def _ordinary(connection: Connection, rater: int, rules: Rules, chance: random.Random) -> Next | None:
     """A pair with a free place, that this rater does not have, has not answered and, if possible, did not skip."""
-    for taken in range(rules.overlap - 1, 0, -1):
-        found = connection.scalar(_BEGUN_NEW, {"rater": rater, "taken": taken})
-        if found is not None:
-            return Next(found, str(connection.scalar(_CHOSEN, {"pair": found})))
+    found = connection.execute(_next(rules.overlap), {"rater": rater}).one()
+    begun, fresh, chosen, of_begun, of_fresh, of_rater = found
+    if begun is not None:
+        return Next(begun, str(chosen), surpluses=(of_begun, of_rater))
     if rules.random_share < 1 and chance.random() >= rules.random_share:
         telling = active.most_telling(connection, rater)
         if telling is not None:
             return Next(telling, "active")
-    found = connection.scalar(_BEGUN_NEW, {"rater": rater, "taken": 0})
-    if found is not None:
-        return Next(found, "random")
+    if fresh is not None:
+        return Next(fresh, "random", surpluses=(of_fresh, of_rater))
     for taken in range(rules.overlap - 1, -1, -1):
-        found = connection.scalar(_BEGUN, {"rater": rater, "taken": taken})
-        if found is not None:
-            return Next(found, str(connection.scalar(_CHOSEN, {"pair": found}) or "random"))
+        pair = connection.scalar(_SKIPPED, {"rater": rater, "taken": taken})
+        if pair is not None:
+            return Next(pair, str(connection.scalar(_CHOSEN_FOR, {"pair": pair}) or "random"))
     return None
 
 
@@ -329,10 +312,6 @@ def _repeat(connection: Connection, rater: int, after: int, chance: random.Rando
 
 # --- sides ---
 
-# How many more of these assignments have the first sample left than right.
-_SURPLUS = select(func.coalesce(func.sum(2 * cast(AssignmentRow.first_is_left, Integer) - 1), 0)).where(_ACTIVE)
-_OF_PAIR = _SURPLUS.where(AssignmentRow.pair_id == _PAIR)
-_OF_RATER = _SURPLUS.where(AssignmentRow.rater_id == _RATER).scalar_subquery()
 _SURPLUSES = select(_OF_PAIR.scalar_subquery(), _OF_RATER)
 _OF_REPEAT = select(_OF_PAIR.where(AssignmentRow.rater_id == _RATER).scalar_subquery(), _OF_RATER)
 
@@ -344,7 +323,8 @@ def side(connection: Connection, chosen: Next, rater: int, chance: random.Random
     repeat is shown the other way round, so that who looks at the side alone contradicts himself.
     """
     query = _OF_REPEAT if chosen.repeat else _SURPLUSES
-    of_pair, of_rater = connection.execute(query, {"pair": chosen.pair_id, "rater": rater}).one()
+    asked = {"pair": chosen.pair_id, "rater": rater}
+    of_pair, of_rater = chosen.surpluses or connection.execute(query, asked).one()
     if of_pair:
         return bool(of_pair < 0)
     share = 1 / 2 if of_rater == 0 else 1 / 3 if of_rater > 0 else 2 / 3
@@ -355,7 +335,14 @@ _GIVE = insert(AssignmentRow)
 
 
 def give(
-    connection: Connection, chosen: Next, rater: int, protocol: int, now: float, until: float, chance: random.Random
+    connection: Connection,
+    chain: Chain,
+    chosen: Next,
+    rater: int,
+    protocol: int,
+    now: float,
+    until: float,
+    chance: random.Random,
 ) -> int:
     """Writes the assignment down; returns its id."""
     row: dict[str, Any] = {
@@ -373,7 +360,9 @@ def give(
     }
     added = connection.execute(_GIVE, row).inserted_primary_key
     assert added is not None
-    if chosen.takes_place:
-        count(connection, chosen.pair_id, taken=1)
-    note(connection, now, "claimed", rater, int(added[0]), given={"id": int(added[0]), **row})
+    chain.note(now, "claimed", rater, int(added[0]), given={"id": int(added[0]), **row})
+    with together(connection):
+        if chosen.takes_place:
+            count(connection, chosen.pair_id, taken=1)
+        chain.write(connection)
     return int(added[0])

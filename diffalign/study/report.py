@@ -6,7 +6,7 @@ import math
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from sqlalchemy import RowMapping, func, select
@@ -25,13 +25,14 @@ from diffalign.preferences.agreement import (
     share_of,
     time_scores,
 )
-from diffalign.preferences.ranking import Comparison, Ranking, rank
+from diffalign.preferences.ranking import Comparison, Ranking, components, rank
 from diffalign.study import database
 from diffalign.study.criteria import CriterionStats, criteria
 from diffalign.study.export import left_out, live_votes, seconds
 from diffalign.study.loading import lacking
+from diffalign.study.noted import Flag, flags, simulated_raters
 from diffalign.study.protocol import Rules
-from diffalign.study.schema import AssignmentRow, PairRow, RaterRow, SampleRow
+from diffalign.study.schema import AssignmentRow, ItemRow, PairRow, RaterRow, SampleRow
 from diffalign.study.sides import first_preferred
 
 if TYPE_CHECKING:
@@ -55,6 +56,8 @@ class RaterStats:
     aa_ties: Estimate
     """Share of A/A pairs called a tie."""
     left: LeftBias
+    simulated: bool
+    """Whether a program judges under this name."""
     adjudications: int
     """Verdicts on pairs on which others disagreed. Nothing else here counts them."""
     median_seconds: float
@@ -63,6 +66,18 @@ class RaterStats:
     """Votes far faster than this rater's own usual."""
     reliability: Estimate
     """Accuracy by Dawid-Skene, gold answers known; NaN where nothing determines it."""
+
+
+@dataclass(frozen=True, slots=True)
+class GroupRanking:
+    """The arms of one kind that were compared with each other, directly or through others."""
+
+    kind: str
+    """``image`` or ``text``."""
+    arms: tuple[str, ...]
+    ranking: Ranking | None
+    why: str
+    """Why there is none; empty where there is one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,8 +92,12 @@ class Stats:
     complete: int
     """Of these, how many have as many votes as the protocol wants."""
     flagged: int
+    flags: tuple[Flag, ...]
+    """Flagged pairs of every kind, with the reasons."""
     votes: int
     """Live votes of every kind."""
+    simulated: int
+    """How many of these are of simulated raters."""
     states: dict[str, int]
     """Assignments by state."""
     chosen: dict[str, int]
@@ -97,9 +116,8 @@ class Stats:
     criteria: tuple[CriterionStats, ...]
     """Overall first."""
     raters: tuple[RaterStats, ...]
-    ranking: Ranking | None
-    no_ranking: str
-    """Why there is none."""
+    rankings: tuple[GroupRanking, ...]
+    """One for each group of arms, and no number across groups: nobody compared these. None before the first vote."""
     disputed: tuple[int, ...]
     """Pairs on which some raters chose the first and some the second, adjudicated or not."""
     notes: tuple[str, ...]
@@ -130,21 +148,26 @@ def stats(study: Study) -> Stats:
         pairs = connection.execute(select(PairRow.id, PairRow.flagged).where(PairRow.kind == "ordinary")).all()
         gold = connection.scalar(select(func.count()).where(PairRow.kind == "gold")) or 0
         arms = {row.id: row.arm for row in connection.execute(select(SampleRow.id, SampleRow.arm))}
+        kinds = {row.id: str(row.kind) for row in connection.execute(select(ItemRow.id, ItemRow.kind))}
+        simulated, flagged = simulated_raters(connection), flags(connection)
         rules = study.newest(connection).rules
         missing = lacking(connection, rules)
     kept = [row for row in rows if _counts(row)]
     counted = Counter(row["pair_id"] for row in rows if _ordinary(row))
     data = reliability_data((row["rater"], str(row["pair_id"]), _answer(row)) for row in kept)
     alive = [pair.id for pair in pairs if not pair.flagged]
-    ranking, why = _ranking(kept, arms)
+    rankings = tuple(_rankings(kept, arms, kinds))
     reliability = _reliability(rows)
+    made_up = sum(row["rater"] in simulated for row in rows)
     return Stats(
         title=study.title,
         protocol=f"{rules.name}, version {rules.version}",
         pairs=len(alive),
         complete=sum(counted[pair] >= rules.overlap for pair in alive),
         flagged=len(pairs) - len(alive),
+        flags=flagged,
         votes=len(rows),
+        simulated=made_up,
         states={str(state): int(count) for state, count in states},
         chosen=dict(Counter(row["chosen"] for row in kept)),
         adjudicated=sum(row["adjudication"] for row in rows),
@@ -154,11 +177,13 @@ def stats(study: Study) -> Stats:
         agreement=percent_agreement(data.values),
         kappas=tuple(pairwise_kappa(data)),
         criteria=tuple(criteria(rules, kept, arms)),
-        raters=tuple(_rater(name, [row for row in rows if row["rater"] == name], reliability) for name in names),
-        ranking=ranking,
-        no_ranking=why,
+        raters=tuple(
+            _rater(name, [row for row in rows if row["rater"] == name], reliability, name in simulated)
+            for name in names
+        ),
+        rankings=rankings,
         disputed=_disputed(kept),
-        notes=(*_notes(rules, gold, kept), *missing),
+        notes=(*_notes(rules, gold, kept, rankings, (made_up, len(rows))), *missing),
     )
 
 
@@ -174,16 +199,31 @@ def _answer(row: RowMapping) -> float:
     return first_preferred(row["choice"], row["first_is_left"])
 
 
-def _ranking(kept: Sequence[RowMapping], arms: dict[int, str]) -> tuple[Ranking | None, str]:
-    rows = [
-        Comparison(arms[row["first_id"]], arms[row["second_id"]], _answer(row), row["rater"], str(row["pair_id"]))
-        for row in kept
-        if arms[row["first_id"]] != arms[row["second_id"]]
-    ]
-    try:
-        return rank(rows, "raters" if len({row.rater for row in rows}) >= 10 else "units"), ""
-    except UserError as error:
-        return None, str(error)
+def _rankings(kept: Sequence[RowMapping], arms: dict[int, str], kinds: dict[int, str]) -> Iterator[GroupRanking]:
+    """Each group of arms that were compared with each other, of images and of texts apart."""
+    of_kind: dict[str, list[Comparison]] = defaultdict(list)
+    for row in kept:
+        first, second = arms[row["first_id"]], arms[row["second_id"]]
+        if first != second:
+            answer = Comparison(first, second, _answer(row), row["rater"], str(row["pair_id"]))
+            of_kind[kinds[row["item_id"]]].append(answer)
+    for kind, rows in sorted(of_kind.items()):
+        for group in _groups(rows):
+            inside = [row for row in rows if row.first in group]
+            try:
+                resample: Literal["raters", "units"] = "raters" if len({r.rater for r in inside}) >= 10 else "units"
+                yield GroupRanking(kind, group, rank(inside, resample), "")
+            except UserError as error:
+                yield GroupRanking(kind, group, None, str(error))
+
+
+def _groups(rows: Sequence[Comparison]) -> list[tuple[str, ...]]:
+    names = sorted({name for row in rows for name in (row.first, row.second)})
+    places = {name: place for place, name in enumerate(names)}
+    counts = np.zeros((len(names), len(names)))
+    for row in rows:
+        counts[places[row.first], places[row.second]] += 1
+    return [tuple(names[place] for place in group) for group in components(counts)]
 
 
 def _reliability(rows: Sequence[RowMapping]) -> dict[str, Estimate]:
@@ -205,7 +245,7 @@ def _reliability(rows: Sequence[RowMapping]) -> dict[str, Estimate]:
     return dict(zip(data.raters, found.accuracy, strict=True))
 
 
-def _rater(name: str, rows: Sequence[RowMapping], reliability: dict[str, Estimate]) -> RaterStats:
+def _rater(name: str, rows: Sequence[RowMapping], reliability: dict[str, Estimate], simulated: bool) -> RaterStats:
     verdicts = sum(row["adjudication"] for row in rows)
     rows = [row for row in rows if not (row["flagged"] or row["adjudication"])]
     judged = [row for row in rows if row["choice"] != "cannot_judge"]
@@ -223,6 +263,7 @@ def _rater(name: str, rows: Sequence[RowMapping], reliability: dict[str, Estimat
         repeats=share_of(sum(_answer(row) == once[row["pair_id"]] for row in again), len(again)),
         aa_ties=share_of(sum(ties), len(ties)),
         left=left_bias(sides["left"], sides["right"]),
+        simulated=simulated,
         adjudications=verdicts,
         median_seconds=float(np.median(times)) if times else math.nan,
         too_fast=int((time_scores(times) < TOO_FAST).sum()),
@@ -230,7 +271,21 @@ def _rater(name: str, rows: Sequence[RowMapping], reliability: dict[str, Estimat
     )
 
 
-def _notes(rules: Rules, gold: int, kept: Sequence[RowMapping]) -> Iterator[str]:
+def _notes(
+    rules: Rules,
+    gold: int,
+    kept: Sequence[RowMapping],
+    rankings: Sequence[GroupRanking],
+    simulated: tuple[int, int],
+) -> Iterator[str]:
+    if simulated[0]:
+        yield f"{simulated[0]} of {simulated[1]} votes are simulated: they are no evidence of what people prefer."
+    if len(rankings) > 1:
+        groups = " | ".join(f"{', '.join(group.arms)} ({group.kind}s)" for group in rankings)
+        yield (
+            f"The arms fall into {len(rankings)} groups that were never compared with each other, so each is ranked by"
+            f" itself, and no strength or rank of one says anything about another: {groups}."
+        )
     if not gold:
         yield "No gold pair was given, so no rater is tested by a known answer."
     if rules.overlap == 1:

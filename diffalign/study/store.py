@@ -30,10 +30,12 @@ from diffalign.study.answers import Answer
 from diffalign.study.chain import note
 from diffalign.study.content import Files
 from diffalign.study.desk import Desk, held
-from diffalign.study.loading import StudyPair, lacking, load, material
+from diffalign.study.loading import StudyPair, fits, lacking, load, material
+from diffalign.study.noted import mark_simulated
+from diffalign.study.places import admit
 from diffalign.study.progress import disputes
 from diffalign.study.protocol import Protocol
-from diffalign.study.schema import PairRow, ProtocolRow, RaterRow, SampleRow, StudyRow
+from diffalign.study.schema import ProtocolRow, RaterRow, StudyRow
 from diffalign.study.sides import standing
 from diffalign.study.turns import Assignment, Draft, Progress, Queue, Turn, log, turn
 
@@ -44,6 +46,7 @@ if TYPE_CHECKING:
 
 LONGEST_NAME = 200
 _RATER = select(RaterRow.id).where(RaterRow.name == bindparam("name"))
+_KNOWN = select(RaterRow.id, RaterRow.pseudonym).where(RaterRow.name == bindparam("name"))
 _TEXT = select(ProtocolRow.text).where(ProtocolRow.id == bindparam("number"))
 _NEWEST = select(func.max(ProtocolRow.id))
 
@@ -92,6 +95,10 @@ class Study:
             raise RefusedError(f"{folder} is there already, and not empty; a study starts in a folder of its own")
         uid = new_uid()
         with new_folder(folder) as made:
+            made.chmod(0o700)
+            if database_url is None:
+                # SQLite gives its log and its shared memory the mode of the database.
+                (made / "study.sqlite").touch(0o600)
             engine = database.connect(database_url or made / "study.sqlite")
             try:
                 with database.writing(engine) as connection:
@@ -99,7 +106,7 @@ class Study:
                     now = clock()
                     connection.execute(insert(StudyRow).values(uid=uid, title=title, seed=str(seed), created_at=now))
                     _add_protocol(connection, protocol, now)
-                    load(connection, Files(made / "files"), pairs, protocol.rules, seed)
+                    load(connection, Files(made / "files", flushed=False), pairs, protocol.rules, seed, uid)
                     facts = {"study": uid, "protocol": protocol.sha256, "material": material(connection)}
                     note(connection, now, "created", data=facts)
             finally:
@@ -166,20 +173,27 @@ class Study:
 
     # --- who, and by which rules ---
 
-    def add_rater(self, name: str) -> str:
-        """Makes a rater known; returns the pseudonym that exports use. A known one keeps theirs."""
+    def add_rater(self, name: str, simulated: bool = False) -> str:
+        """Makes a rater known; returns the pseudonym that exports use. A known one keeps theirs.
+
+        ``simulated`` says that a program judges under that name, which ``stats`` and exports tell of each vote. Once
+        said it stays, in the chain of events. RefusedError where the name has votes that were taken for a person's.
+        """
         if not name.strip() or len(name) > LONGEST_NAME:
             raise InputError(f"a rater has a name of 1 to {LONGEST_NAME} characters")
         with database.writing(self.engine) as connection:
             queue.lock(connection)
-            known = connection.scalar(select(RaterRow.pseudonym).where(RaterRow.name == name))
+            known = connection.execute(_KNOWN, {"name": name}).one_or_none()
             if known is not None:
-                return known
+                if simulated:
+                    mark_simulated(connection, known, name, self._now())
+                return str(known.pseudonym)
             pseudonym = f"r-{secrets.token_hex(6)}"
             now = self._now()
             added = connection.execute(insert(RaterRow).values(name=name, pseudonym=pseudonym, created_at=now))
             assert added.inserted_primary_key is not None
-            note(connection, now, "joined", int(added.inserted_primary_key[0]), data={"pseudonym": pseudonym})
+            data = {"pseudonym": pseudonym, **({"simulated": True} if simulated else {})}
+            note(connection, now, "joined", int(added.inserted_primary_key[0]), data=data)
             return pseudonym
 
     def protocol(self) -> Protocol:
@@ -200,6 +214,7 @@ class Study:
             queue.lock(connection)
             if connection.scalar(select(ProtocolRow.id).where(ProtocolRow.sha256 == protocol.sha256)):
                 raise RefusedError("the study has had this protocol before; change its version and text")
+            fits(connection, protocol.rules)
             now = self._now()
             _add_protocol(connection, protocol, now)
             note(connection, now, "revised", data={"protocol": protocol.sha256})
@@ -211,8 +226,9 @@ class Study:
     def _desk(self, rater: str, which: Queue = "pairs") -> Iterator[Desk]:
         """One transaction of a rater. What it did is on the disk when the block has been left."""
         with database.writing(self.engine) as connection:
-            seed = queue.lock(connection)
-            yield Desk(connection, self._rater(connection, rater), which, self._now(), seed, self._protocol)
+            queue.lock(connection)
+            with Desk(connection, self._rater(connection, rater), which, self._now(), self._protocol) as desk:
+                yield desk
 
     def _rater(self, connection: Connection, name: str) -> int:
         """The id; a rater is never removed, so what was found once holds."""
@@ -259,16 +275,14 @@ class Study:
         Raises RefusedError where the pair was flagged, and NotFoundError, without saying more, where its file is
         missing or damaged: ``inspect`` says which.
         """
-        with database.reading(self.engine) as connection:
+        with database.asking(self.engine) as connection:
             row = held(connection, self._rater(connection, rater), token)
             if side not in ("left", "right"):
                 raise InputError(f"there is no side {side!r}; there are left and right")
             if row["flagged"]:
                 raise RefusedError("this pair was flagged and is out of the study; ask for the next one")
-            query = _CONTENT[standing(row["first_is_left"])[side]]
-            sha256 = connection.execute(query, {"pair": row["pair_id"]}).scalar_one()
         try:
-            return self.files.get(sha256)
+            return self.files.get(row[standing(row["first_is_left"])[side]])
         except (UserError, OSError) as error:
             # A hash would tell a rater which samples are the same.
             log.error("a pair cannot be shown: %s", error)
@@ -326,6 +340,27 @@ class Study:
             found = desk.turn()
         return self._finished(found)
 
+    def unflag_and_turn(self, rater: str, queue: Queue = "pairs") -> Turn:
+        """Takes back this rater's flag and gives the pair again, and then ``turn``, in one transaction.
+
+        The pair is in the study again, its votes count, and who else had it has it for the rest of their lease.
+        Raises RefusedError where they did anything after it, where an administrator took it back, and where the study
+        has got all its votes meanwhile.
+        """
+        with self._desk(rater, queue) as desk:
+            desk.unflag()
+            found = desk.turn()
+        return self._finished(found)
+
+    def unflag(self, pair: int) -> None:
+        """Takes a flagged pair into the study again, by its number; its votes count again, even above the budget.
+
+        For an administrator, who may have looked at it. Nobody gets it back: it comes to raters as others do.
+        """
+        with database.writing(self.engine) as connection:
+            queue.lock(connection)
+            admit(connection, pair, self._now())
+
     def disputes(self) -> int:
         """How many pairs wait for a verdict of an adjudicator."""
         with database.reading(self.engine) as connection:
@@ -373,19 +408,13 @@ class Study:
         if folder.exists():
             raise RefusedError(f"{folder} is there already; a backup gets a new folder")
         with new_folder(folder) as made:
+            made.chmod(0o700)
             # The database first: files are never changed or removed, so all that it names are there afterwards.
             database.copy(self.engine, made / "study.sqlite")
+            (made / "study.sqlite").chmod(0o600)
             shutil.copytree(self.folder / "files", made / "files")
             shutil.copy2(self.folder / "study.json", made)
 
 
 def _add_protocol(connection: Connection, protocol: Protocol, now: float) -> None:
     connection.execute(insert(ProtocolRow).values(sha256=protocol.sha256, text=protocol.text, created_at=now))
-
-
-_CONTENT = {
-    sample: select(SampleRow.sha256)
-    .join(PairRow, SampleRow.id == getattr(PairRow, f"{sample}_id"))
-    .where(PairRow.id == bindparam("pair"))
-    for sample in ("first", "second")
-}

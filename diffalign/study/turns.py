@@ -107,20 +107,16 @@ _SHOWN = (
         AssignmentRow.pair_id, AssignmentRow.adjudication, AssignmentRow.first_is_left,
         ItemRow.text, ItemRow.kind,
         _ONE.sha256.label("first"), _TWO.sha256.label("second"),
+        VoteRow.choice, VoteRow.strength, VoteRow.answers, VoteRow.points, VoteRow.comment, VoteRow.shown_at,
+        VoteRow.decided_at,
     )
     .join(PairRow, PairRow.id == AssignmentRow.pair_id)
     .join(ItemRow, ItemRow.id == PairRow.item_id)
     .join(_ONE, _ONE.id == PairRow.first_id)
     .join(_TWO, _TWO.id == PairRow.second_id)
+    .outerjoin(VoteRow, (VoteRow.assignment_id == AssignmentRow.id) & VoteRow.choice.is_not(None))
     .where(AssignmentRow.id.in_(bindparam("assignments", expanding=True)))
-)  # fmt: skip
-# Read in this order into a dictionary: the last answer to each stays.
-_UNDONE = (
-    select(
-        VoteRow.assignment_id, VoteRow.choice, VoteRow.strength, VoteRow.answers, VoteRow.points, VoteRow.comment,
-        VoteRow.shown_at, VoteRow.decided_at,
-    )
-    .where(VoteRow.assignment_id.in_(bindparam("assignments", expanding=True)), VoteRow.choice.is_not(None))
+    # Read in this order into a dictionary: of answers that were undone the last one stays.
     .order_by(VoteRow.id)
 )  # fmt: skip
 _UNDOING = aliased(VoteRow)
@@ -145,15 +141,13 @@ _OTHERS = (
 def drafts(connection: Connection, numbers: Sequence[int], protocol: Callable[[int], Protocol]) -> list[Draft]:
     """The assignments of those ids, which are open."""
     asked = {"assignments": list(numbers)}
-    said = {row.assignment_id: row for row in connection.execute(_UNDONE, asked)} if numbers else {}
     rows = {row.id: row for row in connection.execute(_SHOWN, asked)} if numbers else {}
-    return [_draft(connection, rows[number], said.get(number), protocol) for number in numbers]
+    return [_draft(connection, rows[number], protocol) for number in numbers]
 
 
 def _draft(
     connection: Connection,
     row: Row[*tuple[Any, ...]],
-    undone: Row[*tuple[Any, ...]] | None,
     protocol: Callable[[int], Protocol],
 ) -> Draft:
     assignment = Assignment(
@@ -162,7 +156,7 @@ def _draft(
         kind="image" if row.kind == "image" else "text",
         protocol=protocol(row.protocol_id),
         lease_until=row.lease_until,
-        answer=None if undone is None else _before(undone),
+        answer=None if row.choice is None else _before(row),
         others=_others(connection, row.pair_id, row.first_is_left) if row.adjudication else (),
     )
     if row.kind == "image":
