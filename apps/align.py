@@ -9,7 +9,7 @@ from pathlib import Path
 
 import click
 
-from apps import build, hashes, report, resumption, reward_stage, samples, sources
+from apps import build, hashes, report, resumption, reward_stage, samples, sources, warm_up_stage
 from apps.outcome import show
 from apps.progress import Status
 from diffalign import prompts as prompt_sources
@@ -19,6 +19,8 @@ from diffalign.evaluation import Evaluation, evaluate, kl
 from diffalign.runs import Run, require_empty, unused_folder, write_text
 from diffalign.trainer import Interrupted, Trainer
 from diffalign.types import Scores
+from pipelines.diffusion import DiffusionPolicy
+from pipelines.language import LanguagePolicy
 
 _WATCH = (
     "the loss of DPO starts near ln 2 = 0.693 and hardly falls at first: watch the accuracy (policy/accuracy) and"
@@ -50,7 +52,7 @@ def run(recipe: str, overrides: Sequence[str], out: Path | None, *, resume: bool
         directory.discard_unused()
         raise
     except (Interrupted, KeyboardInterrupt):
-        saved = directory.checkpoints()
+        saved = directory.checkpoints() or Run(directory.path / warm_up_stage.FOLDER).checkpoints()
         if not saved:
             raise
         report.write(directory)
@@ -73,9 +75,17 @@ class Job:
         self.config, self.directory = config, directory
         self.train_prompts, self.held_out = prompt_sources.load(config.prompts, config.seed)
         build.check(config)
-        self.policy = build.policy(config)
         self.resolved = build.resolved(config, directory.path)
+        if config.fit is not None:
+            reward_stage.check(config.fit, config)
+        if config.warm_up is None:
+            self.policy  # noqa: B018 - a model that cannot be loaded is told before anything is written
         self.saved: Path | None = None
+
+    @cached_property
+    def policy(self) -> DiffusionPolicy | LanguagePolicy:
+        """What is aligned; after a warm-up it is what that left."""
+        return build.policy(self.resolved)
 
     @cached_property
     def judges(self) -> build.Judges:
@@ -85,8 +95,12 @@ class Job:
     def train(self, status: Status, *, resume: bool) -> None:
         """Trains to the end and writes the adapter or model."""
         config = self.config
+        if config.warm_up is not None:
+            self._warm_up(status)
         if config.fit is not None:
-            reward_stage.run(config.fit, config, self.policy, self.train_prompts, self.held_out, self.directory, status)
+            reward_stage.run(
+                config.fit, self.resolved, self.policy, self.train_prompts, self.held_out, self.directory, status
+            )
         source = sources.source(
             config, self.policy, self.judges.main, self.train_prompts, self.held_out, self.directory,
             progress=status, say=status.say,
@@ -94,7 +108,7 @@ class Job:
         trainer = Trainer(
             self.policy,
             source,
-            beside=sources.beside(config, self.held_out, status.say),
+            beside=sources.beside(config, self.train_prompts, self.held_out, status.say),
             settings=config.trainer,
             objective=config.objective,
             credit=config.credit,
@@ -122,6 +136,20 @@ class Job:
         trainer.on_epoch, trainer.on_progress = on_epoch, status
         trainer.train()
         self.saved = self.policy.save(self.directory.path)
+
+    def _warm_up(self, status: Status) -> None:
+        """The supervised stage, to its end; one that was interrupted goes on, and one that is done is left alone."""
+        run = warm_up_stage.stage(self.directory.path, self.config)
+        if run is None:
+            return
+        job = Job(warm_up_stage.configuration(self.config), run)
+        status.say(f"warm-up: {job.config.trainer.epochs} epochs over demonstrations")
+        job.train(status, resume=True)
+        outcome = job.evaluate(status)
+        report.write(run)
+        gain = outcome.difference(outcome.measures[outcome.main])["mean"]
+        status.say(f"warm-up: {outcome.main} changed by {gain:+.4g} on held-out prompts")
+        status.prefix = ""
 
     def _headline(self, metrics: Mapping[str, float]) -> str:
         """What an epoch's metrics come down to."""

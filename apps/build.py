@@ -11,10 +11,12 @@ from urllib.parse import quote
 import torch
 from torch import Tensor
 
+from apps import warm_up_stage
 from apps.catalogue import find, recipes
 from diffalign.config import FITTED, RunConfig, fields_of, is_fitted, parse
 from diffalign.errors import ConfigError, NotFoundError
 from diffalign.types import Reward, Sample
+from diffalign.worlds.shown import DEMONSTRATIONS
 from pipelines.diffusion import DiffusionPolicy
 from pipelines.fluency import Fluency
 from pipelines.language import LanguagePolicy
@@ -36,7 +38,11 @@ def configuration(recipe: str, overrides: Sequence[str] = ()) -> RunConfig:
 
 
 def resolved(config: RunConfig, folder: Path) -> RunConfig:
-    """The configuration with the reward model that the run in this folder fits in place of ``fitted``."""
+    """The configuration with what the run in this folder makes itself: the model that it begins with after a warm-up,
+    and the reward model in place of ``fitted``.
+    """
+    if config.warm_up is not None:
+        config = config.model_copy(update={"model": str(warm_up_stage.model(folder)), "warm_up": None})
     if config.fit is None:
         return config
     place = f"folder={quote(str(folder / 'reward'), safe='/')}"
@@ -178,7 +184,7 @@ def standards(spec: str) -> frozenset[str]:
     if name == "hidden-utility":
         raters = SimulatedRaters.load(arguments.get("rater", ""))
         return frozenset({f"raters {raters.sha256}", f"{raters.profile.world}-checker"})
-    if "folder" in arguments and name in ("preference", "clinician"):
+    if "folder" in arguments and name in ("preference", "clinician", "language-reward"):
         return frozenset({f"reward model {Path(arguments['folder']).expanduser().resolve()}"})
     judged = sorted(f"{key}={value}" for key, value in arguments.items() if key not in ("graded", "name"))
     return frozenset({"&".join([name, *judged])})
@@ -192,11 +198,16 @@ def check(config: RunConfig) -> None:
     files = {
         "experience.path": wanted.path,
         "experience.demonstrations": wanted.demonstrations,
+        "warm_up.demonstrations": config.warm_up and config.warm_up.demonstrations,
         "fit.preferences": config.fit and config.fit.preferences,
     }
     for field, path in files.items():
-        if path and not Path(path).expanduser().exists():
-            raise NotFoundError(f"{field}: there is no file {path}")
+        shown = wanted.source == "demonstrations" if field == "experience.path" else field.endswith("demonstrations")
+        if path and not (shown and path in DEMONSTRATIONS) and not Path(path).expanduser().exists():
+            worlds = f", and no world of that name ({', '.join(DEMONSTRATIONS)})" if shown else ""
+            raise NotFoundError(f"{field}: there is no file {path}{worlds}")
+    if config.warm_up is not None:
+        judges(warm_up_stage.configuration(config))
     if config.fit is None:
         judges(config)
         return

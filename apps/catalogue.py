@@ -21,6 +21,11 @@ def fit_recipes() -> dict[str, Path]:
     return _named(HERE / "fit_recipes")
 
 
+def dataset_recipes() -> dict[str, Path]:
+    """Of ``diffalign generate``, by name."""
+    return _named(HERE / "datasets")
+
+
 def find(name: str, known: Mapping[str, Path]) -> Path:
     """The file of a recipe's name, of a YAML file, or of the folder of an earlier run. Raises NotFoundError."""
     if name in known:

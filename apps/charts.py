@@ -103,9 +103,12 @@ def minus(text: str) -> str:
 
 
 def line_chart(
-    lines: Sequence[Line], label: str, *, marks: Sequence[Mark] = (), width: int = 300, height: int = 180
-) -> Markup:
-    """Lines over epochs. ``label`` says in a sentence what a reader who cannot see the chart should know."""
+    lines: Sequence[Line], label: str, *, marks: Sequence[Mark] = (), width: int = 300, height: int = 180,
+    across: str = "epoch",
+) -> Markup:  # fmt: skip
+    """Lines over epochs, or over what ``across`` says. ``label`` says in a sentence what a reader who cannot see the
+    chart should know.
+    """
     lines = [Line(line.name, _thinned(line.points)) for line in lines]
     known = [point for line in lines for point in line.points if _finite(point)]
     xs = [x for x, _ in known] + [mark.x for mark in marks]
@@ -116,8 +119,8 @@ def line_chart(
     labels = tick_labels(y_ticks)
     left = 16 + 6.6 * max(map(len, labels))
     frame = Frame(left, 10, width - left - 12, height - 42, (min(xs), max(xs)), (y_ticks[0], y_ticks[-1]))
-    body = [_axes(frame, y_ticks, labels)]
-    body += [_polyline(frame, line, i % STYLES) for i, line in enumerate(lines)]
+    body = [_axes(frame, y_ticks, labels, across)]
+    body += [_polyline(frame, line, i % STYLES, across) for i, line in enumerate(lines)]
     body += [_mark(frame, mark) for mark in marks]
     return Markup('<svg class="chart" viewBox="0 0 {} {}" role="img" aria-label="{}">{}</svg>').format(
         width, height, label, Markup("").join(body)
@@ -176,7 +179,7 @@ def shares(parts: Iterable[tuple[str, float]], label: str) -> Markup:
     ).format(label, Markup("").join(body))
 
 
-def _axes(frame: Frame, y_ticks: Sequence[float], labels: Sequence[str]) -> Markup:
+def _axes(frame: Frame, y_ticks: Sequence[float], labels: Sequence[str], across: str) -> Markup:
     right, bottom = frame.left + frame.width, frame.top + frame.height
     body = []
     for value, label in zip(y_ticks, labels, strict=True):
@@ -186,22 +189,22 @@ def _axes(frame: Frame, y_ticks: Sequence[float], labels: Sequence[str]) -> Mark
             Markup('<text class="tick end" x="{}" y="{}">{}</text>').format(_n(frame.left - 6), _n(y + 4), label)
         )
     low, high = frame.x_range
-    epochs = [value for value in ticks(low, high, 5) if value == round(value) and low <= value <= high] or [low]
-    for value in epochs:
+    within = [value for value in ticks(low, high, 5) if low <= value <= high]
+    for value in [value for value in within if across != "epoch" or value == round(value)] or [low]:
         body.append(
             Markup('<text class="tick middle" x="{}" y="{}">{}</text>').format(
                 _n(frame.x(value)), _n(bottom + 15), f"{value:g}"
             )
         )
     body.append(
-        Markup('<text class="tick middle" x="{}" y="{}">epoch</text>').format(
-            _n(frame.left + frame.width / 2), _n(bottom + 29)
+        Markup('<text class="tick middle" x="{}" y="{}">{}</text>').format(
+            _n(frame.left + frame.width / 2), _n(bottom + 29), across
         )
     )
     return Markup("").join(body)
 
 
-def _polyline(frame: Frame, line: Line, style: int) -> Markup:
+def _polyline(frame: Frame, line: Line, style: int, across: str) -> Markup:
     path, pen = [], "M"
     for point in line.points:
         if not _finite(point):
@@ -213,8 +216,8 @@ def _polyline(frame: Frame, line: Line, style: int) -> Markup:
     if len(line.points) > MOST_DOTS:
         return drawn
     dots = (
-        Markup('<circle class="dot s{}" cx="{}" cy="{}" r="2.2"><title>{}, epoch {}: {}</title></circle>').format(
-            style, _n(frame.x(x)), _n(frame.y(y)), line.name, f"{x:g}", brief(y, frame.y_range)
+        Markup('<circle class="dot s{}" cx="{}" cy="{}" r="2.2"><title>{}, {} {}: {}</title></circle>').format(
+            style, _n(frame.x(x)), _n(frame.y(y)), line.name, across, f"{x:.4g}", brief(y, frame.y_range)
         )
         for x, y in line.points
         if _finite((x, y))

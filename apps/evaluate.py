@@ -99,7 +99,7 @@ def sampler(name: str, config: RunConfig) -> DiffusionPolicy | LanguagePolicy:
     if not is_run(name):
         return load(name)
     folder = Path(name).expanduser()
-    own = build.configuration(name)
+    own = build.resolved(build.configuration(name), folder)
     Run.open(folder)
     if (folder / "model").is_dir():
         return load(str(folder / "model"))

@@ -9,6 +9,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from diffalign.config import RunConfig
+from diffalign.worlds.shown import DEMONSTRATIONS
 from pipelines.loading import locate
 from rewards.arguments import split
 from rewards.registry import REWARDS
@@ -24,7 +25,7 @@ def of(config: RunConfig) -> dict[str, str]:
     found = {"model": snapshot(where) if isinstance(where, str) else of_folder(where)}
     for spec in [*(entry.reward for entry in config.rewards), *config.evaluation.rewards]:
         found[f"reward {spec}"] = of_reward(spec)
-    if config.experience.path is not None:
+    if config.experience.path is not None and config.experience.path not in DEMONSTRATIONS:
         path = Path(config.experience.path).expanduser()
         found["experience"] = of_folder(path) if path.is_dir() else of_files([path], path.parent)
     return found

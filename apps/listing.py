@@ -10,7 +10,7 @@ import click
 import psutil
 import yaml
 
-from apps.catalogue import fit_recipes, recipes
+from apps.catalogue import dataset_recipes, fit_recipes, recipes
 
 OBJECTIVES = {
     "ppo-clip": "from scores: importance-weighted, clipped per denoising step (DDPO-IS; with group credit, GRPO)",
@@ -37,7 +37,8 @@ def show(what: str) -> None:
 
 def _recipes() -> dict[str, str]:
     fits = {f"{name} (reward fit)": _first_comment(path) for name, path in fit_recipes().items()}
-    return {name: _first_comment(path) for name, path in recipes().items()} | fits
+    datasets = {f"{name} (generate)": _first_comment(path) for name, path in dataset_recipes().items()}
+    return {name: _first_comment(path) for name, path in recipes().items()} | fits | datasets
 
 
 def _first_comment(path: Path) -> str:
@@ -46,9 +47,16 @@ def _first_comment(path: Path) -> str:
 
 
 def _models() -> dict[str, str]:
+    from diffalign.assets import CATALOGUE
     from pipelines.loading import EMBEDDED, embedded_models
+    from pipelines.naming import FETCHED, fetchable_models
 
-    return {f"embedded:{name}": _title(EMBEDDED / name / "README.md") for name in embedded_models()}
+    found = {f"embedded:{name}": _title(EMBEDDED / name / "README.md") for name in embedded_models()}
+    for model in fetchable_models():
+        asset = CATALOGUE[model.removeprefix(FETCHED)]
+        state = "here" if asset.present else f"not here: diffalign fetch {asset.name}"
+        found[model] = f"{asset.gives.partition(' (')[0]}; {state}"
+    return found
 
 
 def _title(card: Path) -> str:

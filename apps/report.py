@@ -89,11 +89,19 @@ def context(run: Run) -> dict[str, Any]:
         "groups": groups,
         "tally": tally,
         "grids": report_pictures.grids(run.path / "samples"),
-        "charts": report_curves.curves(rows, name, _marks(main, rows)),
+        "charts": charts(rows, evaluation, name, _marks(main, rows)),
         "environment": _public_tree(_read(run.path / "environment.json")),
         "saved": next((kind for kind in ("adapter", "model") if (run.path / kind).is_dir()), None),
         "limitations": limitations(config, measures),
     }
+
+
+def charts(
+    rows: report_curves.Rows, evaluation: Mapping[str, Any], name: str, marks: Sequence[Mark]
+) -> list[report_curves.Chart]:
+    """The reward over epochs, rewards over the distance, and what else was logged."""
+    found = report_curves.curves(rows, name, marks)
+    return [*found[:1], *report_curves.against_distance(rows, evaluation), *found[1:]]
 
 
 def progress(config: RunConfig, rows: report_curves.Rows) -> dict[str, Any]:

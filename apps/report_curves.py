@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from markupsafe import Markup
 
@@ -48,6 +49,7 @@ SMALL: tuple[tuple[str, str, str], ...] = (
     ("advantage/mean", "Mean advantage", "Near 0 by construction; else the statistics lag behind."),
     ("advantage/zero_fraction", "Samples without a signal", "Advantage 0. Near 1: prompts too easy or too hard."),
 )
+KL = "distance/sample_kl"
 STAGES = (("time/sample", "sampling"), ("time/reward", "scoring"), ("time/update", "updating"))
 
 
@@ -62,6 +64,32 @@ class Chart:
     legend: Markup
     last: str = ""
     wide: bool = False
+
+
+def against_distance(rows: Rows, evaluation: Mapping[str, Any]) -> list[Chart]:
+    """Rewards on held-out prompts against the divergence of whole samples from the base model: what was gained at what
+    price. What was optimised comes first; if it goes on rising where the others fall, it was over-optimised.
+
+    Empty where a run was not measured on the way (``evaluation.every``). ``evaluation`` is that of the end.
+    """
+    after = (evaluation.get("distance") or {}).get("sample_kl")
+    found = []
+    for name, measure in (evaluation.get("rewards") or {}).items():
+        moments = [
+            (float(x), float(y))
+            for row in rows
+            if isinstance(x := row.get(KL), int | float) and isinstance(y := row.get(f"held_out/{name}"), int | float)
+        ]
+        if not moments or not isinstance(after, int | float):
+            continue
+        ends = [(0.0, measure["before"]), (float(after), measure["after"])]
+        marks = [Mark(name, x, end["mean"], *end["ci95"]) for x, end in ends if end["mean"] is not None and end["ci95"]]
+        points = [(x, end["mean"]) for x, end in ends if end["mean"] is not None]
+        lines = [Line(name, [*points[:1], *moments, *points[1:]])]
+        trained = "It was trained on." if measure["trained_on"] else "It was not trained on."
+        hint = f"{trained} From the base model at 0, as training went; the ends with 95\u00a0% intervals."
+        found.append((not measure["trained_on"], _chart(f"{name} against KL", hint, lines, marks=marks, across="nats")))
+    return [chart for _, chart in sorted(found, key=lambda one: one[0])]
 
 
 def curves(rows: Rows, main: str, marks: Sequence[Mark]) -> list[Chart]:
@@ -142,7 +170,10 @@ def _single(title: str, hint: str, points: Sequence[tuple[float, float]]) -> Cha
     return _chart(title, hint, [Line(title, points)])
 
 
-def _chart(title: str, hint: str, lines: Sequence[Line], *, marks: Sequence[Mark] = (), wide: bool = False) -> Chart:
+def _chart(
+    title: str, hint: str, lines: Sequence[Line], *, marks: Sequence[Mark] = (), wide: bool = False,
+    across: str = "epoch",
+) -> Chart:  # fmt: skip
     values = [y for line in lines for _, y in line.points if math.isfinite(y)]
     ends = [(line.name, charts.brief(y, values)) for line in lines if (y := _last(line.points)) is not None]
     words = "; ".join(f"{name} ends at {value}" for name, value in ends)
@@ -151,7 +182,7 @@ def _chart(title: str, hint: str, lines: Sequence[Line], *, marks: Sequence[Mark
     return Chart(
         title=title,
         hint=hint,
-        svg=charts.line_chart(lines, f"{title}: {words}.", marks=marks, **size),
+        svg=charts.line_chart(lines, f"{title}: {words}.", marks=marks, across=across, **size),
         legend=charts.legend([line.name for line in lines], "evaluation" if marks else "") if named else Markup(""),
         last=ends[0][1] if len(lines) == 1 and ends else "",
         wide=wide,

@@ -14,7 +14,7 @@ import click
 from diffalign.errors import DiffalignError
 
 OPTIONAL = dict.fromkeys(("argon2", "authlib", "fastapi", "gradio", "httpx", "uvicorn"), "label")
-OPTIONAL |= {"psycopg": "postgresql"}
+OPTIONAL |= {"psycopg": "postgresql", "mlcroissant": "datasets", "pydicom": "datasets"}
 """Packages that not every installation has, and the extra that brings them."""
 
 

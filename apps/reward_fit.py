@@ -15,12 +15,17 @@ from apps import hashes, reward_fit_card
 from apps.catalogue import find, fit_recipes
 from apps.progress import Status
 from diffalign.errors import ConfigError
+from diffalign.fields import fields_of
 from diffalign.preferences import read
 from diffalign.runs import environment, require_empty, unused_folder, write_text
-from rewards import fit_data, fit_lora, fit_measure, fit_model
+from pipelines.naming import FETCHED, embedded_models, locate, modality_of
+from rewards import fit_data, fit_language, fit_lora, fit_measure, fit_model, fit_texts, language_model, language_reward
 from rewards.clip import EMBEDDED, ClipReward
 from rewards.fit import Fitted, check, fit
-from rewards.fit_config import FitConfig, dump, load
+from rewards.fit_config import AnyFitConfig, FitConfig, Learning, TextFitConfig, dump, parse
+
+KINDS = {"image": "preference", "text": "language-reward"}
+"""The reward by which a fitted folder is named."""
 
 
 def run(recipe: str, overrides: Sequence[str], out: Path | None) -> None:
@@ -36,14 +41,26 @@ def run(recipe: str, overrides: Sequence[str], out: Path | None) -> None:
     _show(card)
     for line in card["data"]["defects"]:
         click.echo(f"broken: {line}", err=True)
-    click.echo(f"reward: preference?folder={path / 'reward'}\ncard:   {path / 'card.html'}")
+    click.echo(f"reward: {KINDS[card['modality']]}?folder={path / 'reward'}\ncard:   {path / 'card.html'}")
 
 
-def fit_into(config: FitConfig, folder: Path, card_name: str, status: Status) -> dict[str, Any]:
+def fit_into(config: AnyFitConfig, folder: Path, card_name: str, status: Status) -> dict[str, Any]:
     """Fits, and writes ``reward/`` and the card, as ``card_name`` with three suffixes, into a folder; returns the card.
 
     Nothing is written before all is fitted and measured.
     """
+    if isinstance(config, TextFitConfig):
+        card = _of_texts(config, folder, status)
+    else:
+        card = _of_images(config, folder, status)
+    hashes_of = {"encoder": card["encoder"]["hash"], "data": card["data"]["digest"]}
+    card |= {"held_out": config.held_out, "environment": environment(config.seed, hashes_of)}
+    write_text(folder / f"{card_name}.json", json.dumps(card, indent=2, allow_nan=False) + "\n")
+    reward_fit_card.write(folder, card_name, card)
+    return card
+
+
+def _of_images(config: FitConfig, folder: Path, status: Status) -> dict[str, Any]:
     pairs = read(config.preferences)
     encoder = ClipReward(config.encoder, device=config.device)
     eyes = fit_lora.Watched(encoder) if config.lora else None
@@ -63,19 +80,49 @@ def fit_into(config: FitConfig, folder: Path, card_name: str, status: Status) ->
     header = fit_model.write(
         folder / "reward", config.name, origin, encoder, study, parts, fitted, config.seed, adapter
     )
-    card = {
+    return {
         "name": config.name,
+        "modality": "image",
         "encoder": {"name": config.encoder, "hash": origin[1], "lora": _tuning(config, header, tuned)},
-        "data": {"format": pairs.format, "digest": study.digest, "pairs": len(study), **_counts(study)},
-        "held_out": config.held_out,
+        "data": {"format": pairs.format, "digest": study.digest, "pairs": len(study), **_counts(study)}
+        | {"images": len(study.images)},
         "ensemble": config.ensemble,
         "domain": header.domain.model_dump(),
         "criteria": measured,
-        "environment": environment(config.seed, {"encoder": origin[1], "data": study.digest}),
     }
-    write_text(folder / f"{card_name}.json", json.dumps(card, indent=2, allow_nan=False) + "\n")
-    reward_fit_card.write(folder, card_name, card)
-    return card
+
+
+def _of_texts(config: TextFitConfig, folder: Path, status: Status) -> dict[str, Any]:
+    pairs = read(config.preferences)
+    where = locate(config.encoder)
+    longest = min(config.max_tokens, language_model.context(language_model.headed(where, config.encoder)))
+    tokenizer = language_model.read_tokenizer(where, config.encoder)
+    reader = language_model.Reader(tokenizer, config.encoder, longest)
+    study = fit_texts.gather(pairs, reader, config.criteria, status)
+    if len(criteria := config.criteria or sorted(set(study.criterion))) > 1:
+        raise ConfigError(
+            f"a reward model of texts learns one criterion, and the pairs are judged by {', '.join(criteria)}: choose"
+            " by criteria: [ONE]"
+        )
+    parts = fit_data.divide(study, config.held_out, config.seed)
+    check_parts(study, parts, criteria[0], config)
+    fitter = fit_language.Fitter(where, reader)
+    train, tune = (study.rows_of(criteria[0], rows) for rows in (parts.train, parts.tune))
+    fitted = fitter(study, train, tune, criteria[0], config, status)
+    measured = fit_measure.measure(study, parts, criteria[0], fitted, config, status, refit=fitter)
+    if fitted.length_coefficient:
+        measured["length"]["taken_out"] = fitted.length_coefficient
+    origin = config.encoder, hashes.snapshot(where) if isinstance(where, str) else hashes.of_folder(where)
+    language_reward.write(folder / "reward", config, origin, fitted, criteria[0], len(train), study.digest)
+    return {
+        "name": config.name,
+        "modality": "text",
+        "encoder": {"name": config.encoder, "hash": origin[1], "lora": config.lora and config.lora.model_dump()},
+        "data": {"format": pairs.format, "digest": study.digest, "pairs": len(study), **_counts(study)}
+        | {"texts": len(study.tokens)},
+        "ensemble": 1,
+        "criteria": {criteria[0]: measured},
+    }
 
 
 def _tuning(config: FitConfig, header: fit_model.Header, tuned: fit_lora.Tuned | None) -> dict[str, Any] | None:
@@ -95,12 +142,31 @@ def in_words(card: Mapping[str, Any]) -> list[str]:
     return [*lines, *reward_fit_card.findings(card)]
 
 
-def configuration(recipe: str, overrides: Sequence[str]) -> FitConfig:
+def configuration(recipe: str, overrides: Sequence[str]) -> AnyFitConfig:
     """The configuration of a recipe's name, a YAML file, or the folder of an earlier fit."""
-    return load(find(recipe, fit_recipes()), overrides)
+    data, origin = fields_of(find(recipe, fit_recipes()), overrides, "preferences: pairs.parquet")
+    return of_fields(data, origin)
 
 
-def check_parts(study: fit_data.Study, parts: fit_data.Parts, criterion: str, config: FitConfig) -> None:
+def of_fields(data: Mapping[str, Any], origin: Mapping[str, str] | None = None) -> AnyFitConfig:
+    """The configuration of plain data: of images or of texts, as its encoder has it where it does not say."""
+    encoder = data.get("encoder")
+    if "modality" not in data and isinstance(encoder, str) and reads_texts(encoder):
+        data = {**data, "modality": "text"}
+    return parse(data, origin)
+
+
+def reads_texts(encoder: str) -> bool:
+    """Whether an encoder is a language model, as far as its name or folder says."""
+    if encoder.startswith(FETCHED):
+        return modality_of(encoder) == "text"
+    if encoder.startswith("embedded:"):
+        return encoder.removeprefix("embedded:") in embedded_models("text")
+    folder = Path(encoder).expanduser()
+    return (folder / "config.json").is_file() and not (folder / "open_clip_config.json").is_file()
+
+
+def check_parts(study: fit_data.Pairs, parts: fit_data.Parts, criterion: str, config: Learning) -> None:
     """Refuses a criterion that cannot be learned, stopped or measured, before any work is done."""
     if config.criteria is not None and len(set(config.criteria)) < len(config.criteria):
         raise ConfigError(f"criteria: one is named twice: {', '.join(config.criteria)}")
@@ -133,12 +199,11 @@ def encoder_hash(name: str) -> str:
     return hashes.snapshot(name.removeprefix("hf-hub:").partition("?")[0])
 
 
-def _counts(study: fit_data.Study) -> dict[str, Any]:
+def _counts(study: fit_data.Pairs) -> dict[str, Any]:
     return {
         "broken": len(study.broken),
         "defects": study.broken.lines(),
         "prompts": len(set(study.group)),
-        "images": len(study.images),
         "raters": len(set(study.rater) - {""}),
         "ties": int((study.label == 0.5).sum()),
     }

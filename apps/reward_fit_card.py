@@ -20,16 +20,28 @@ CURVE_OF_HEADS = (
     "The encoder had been tuned to all training prompts for each point, so this is about the heads alone, and what more"
     " labels would do for the encoder is not known."
 )
-LIMITS = (
-    "It predicts what raters like these would choose between two images of one prompt. It does not say that an image is"
+IT_PREDICTS = (
+    "It predicts what raters like these would choose between two {what}s of one prompt. It does not say that {one} is"
     " good, right or safe.",
-    "Scores of different prompts cannot be compared: pairs say nothing of how good a prompt's images are on the whole.",
+    "Scores of different prompts cannot be compared: pairs say nothing of how good a prompt's {what}s are on the"
+    " whole.",
     "The accuracy holds for pairs like those that were judged. A generator that is optimised against this reward leaves"
     " them, so a rise of this reward alone proves nothing: look at measures that were not trained on.",
-    "It cannot see what its encoder does not see, however many labels there are; all its heads share that blindness,"
-    " and their doubt does not show it.",
-    "It is no medical device. It must not be used to judge images of patients, or to decide on anyone's care.",
 )
+LIMITS = {
+    "image": (
+        *(line.format(what="image", one="an image") for line in IT_PREDICTS),
+        "It cannot see what its encoder does not see, however many labels there are; all its heads share that"
+        " blindness, and their doubt does not show it.",
+        "It is no medical device. It must not be used to judge images of patients, or to decide on anyone's care.",
+    ),
+    "text": (
+        *(line.format(what="text", one="a text") for line in IT_PREDICTS),
+        "It knows no more of the world than the language model that it was fitted from: what reads well may be wrong.",
+        "It is no medical device. It must not be used to judge reports of patients, or to decide on anyone's care.",
+    ),
+}
+"""By modality, what a reward model must not be taken for."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +58,7 @@ class Section:
 def write(folder: Path, name: str, card: Mapping[str, Any]) -> None:
     """Writes ``NAME.md`` and ``NAME.html``."""
     write_text(folder / f"{name}.md", markdown(card))
-    shown = {"card": card, "findings": findings(card), "sections": sections(card), "limits": LIMITS}
+    shown = {"card": card, "findings": findings(card), "sections": sections(card), "limits": LIMITS[card["modality"]]}
     write_text(folder / f"{name}.html", report.page("reward_card.html.j2", shown))
 
 
@@ -73,8 +85,7 @@ def findings(card: Mapping[str, Any]) -> list[str]:
         found += [f"{name}: {sentence}" for sentence in _findings(one)]
     if broken := card["data"]["broken"]:
         found.append(f"{broken} rows could not be read and are left out.")
-    images = card["domain"]["held_out_images"]
-    if images < 1000:
+    if "domain" in card and (images := card["domain"]["held_out_images"]) < 1000:
         found.append(
             f"The 99.9 % quantile beyond which the clinician reward abstains stands on {images} held-out images: it is"
             " the largest distance among them."
@@ -106,12 +117,29 @@ def _findings(one: Mapping[str, Any]) -> list[str]:
         if abs(effect["side_bias"]) > ONE_SIDED:
             side = "first" if effect["side_bias"] > 0 else "second"
             found.append(f"{who} favours the {side} side (log-odds {effect['side_bias']:+.2f}), which is left out.")
+    if "length" in one:
+        found.append(length_in_words(one))
     if "frozen_encoder" in one:
         found.append(tuning_in_words(one["frozen_encoder"]))
     if "learning_curve" in one:
         more = _more_labels(one)
         found.append(more[0].lower() + more[1:])
     return found
+
+
+def length_in_words(one: Mapping[str, Any]) -> str:
+    """What length has to do with the scores."""
+    known = one["length"]
+    if known["correlation"] is None or known["longer_preferred"] is None:
+        return "the texts of a pair are equally long, so length decides nothing."
+    groups = {g["value"]: g["accuracy"] for g in one["subgroups"] if g["by"] == "preferred text"}
+    sides = [f"{share(groups[of])} where {of} was preferred" for of in ("the longer", "the shorter") if of in groups]
+    text = (
+        f"scores and length correlate by {known['correlation']:+.2f} within pairs, raters' answers and length by"
+        f" {known['raters']:+.2f}; the longer text was preferred in {known['longer_preferred']:.1%} of pairs"
+    )
+    text += f", and it is right in {' and in '.join(sides)}." if sides else "."
+    return f"{text} What length explained in training was taken out of the scores." if "taken_out" in known else text
 
 
 def tuning_in_words(frozen: Mapping[str, Any]) -> str:
@@ -221,24 +249,34 @@ def _tuned(name: str, one: Mapping[str, Any]) -> Section:
 
 
 def _facts(card: Mapping[str, Any]) -> Section:
-    data, domain, versions = card["data"], card["domain"], card["environment"]["versions"]
+    data, domain, versions = card["data"], card.get("domain"), card["environment"]["versions"]
+    library = "open_clip_torch" if domain else "transformers"
+    known = []
+    if domain:
+        known = [["known images", f"{domain['train_images']} in training, {domain['held_out_images']} held out"]]
     rows = [
         ["pairs", f"{data['pairs']} ({data['ties']} ties), {data['broken']} rows broken; {data['format']}"],
         ["prompts or cases", str(data["prompts"])],
-        ["different images", str(data["images"])],
+        ["different images", str(data["images"])] if "images" in data else ["different texts", str(data["texts"])],
         ["raters", str(data["raters"])],
         ["held out", f"{card['held_out']:.0%} of the prompts"],
         ["encoder", f"{report.public(card['encoder']['name'])} ({card['encoder']['hash']})"],
-        ["tuning of the encoder", _lora(card["encoder"]["lora"])],
+        ["tuning of the encoder", _lora(card)],
         ["heads a criterion", str(card["ensemble"])],
         ["data", data["digest"]],
-        ["known images", f"{domain['train_images']} in training, {domain['held_out_images']} held out"],
-        ["versions", ", ".join(f"{name} {versions[name]}" for name in ("diffalign", "torch", "open_clip_torch"))],
+        *known,
+        ["versions", ", ".join(f"{name} {versions[name]}" for name in ("diffalign", "torch", library))],
     ]
     return Section("How it was made", "", ("what", ""), rows)
 
 
-def _lora(lora: Mapping[str, Any] | None) -> str:
+def _lora(card: Mapping[str, Any]) -> str:
+    lora: Mapping[str, Any] | None = card["encoder"]["lora"]
+    if card["modality"] == "text":
+        if lora is None:
+            return "every weight, with a scalar head on the last token"
+        layers = ", ".join(lora["targets"] or ["every linear layer"])
+        return f"LoRA of rank {lora['rank']}, alpha {lora['alpha']:g}, on {layers}, and a scalar head"
     if lora is None:
         return "none: it is frozen"
     which = f"those named {', '.join(lora['targets'])}" if lora["targets"] else "all"
@@ -255,7 +293,7 @@ def markdown(card: Mapping[str, Any]) -> str:
         lines += [f"## {_cell(section.heading)}", ""]
         lines += [_cell(section.note), ""] if section.note else []
         lines += [_row(section.header), _row(["---"] * len(section.header)), *map(_row, section.rows), ""]
-    lines += ["## What it must not be used for", "", *(f"- {limit}" for limit in LIMITS), ""]
+    lines += ["## What it must not be used for", "", *(f"- {limit}" for limit in LIMITS[card["modality"]]), ""]
     return "\n".join(lines)
 
 

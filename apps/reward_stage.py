@@ -9,12 +9,13 @@ from apps import reward_fit
 from apps.progress import Status
 from apps.sources import apart, judge_pairs
 from diffalign import preferences
-from diffalign.config import RewardModelConfig, RunConfig
-from diffalign.errors import InputError
+from diffalign.config import FITTED, RewardModelConfig, RunConfig, is_fitted
+from diffalign.errors import ConfigError, InputError
 from diffalign.preferences import Broken
 from diffalign.runs import Run
 from diffalign.types import Policy, Preference, Prompt
-from rewards.fit_config import FitConfig
+from rewards.arguments import split
+from rewards.fit_config import AnyFitConfig, parse
 
 
 def run(
@@ -37,12 +38,31 @@ def run(
         judge_pairs(path, wanted.rater, wanted.collect, wanted.criteria, config.seed, policy, prompts, status)
     elif not path.exists():
         preferences.write(path, _own(Path(wanted.preferences or "").expanduser(), held_out, status))
-    fit = FitConfig(
-        name=config.name, seed=config.seed, preferences=str(path), criteria=wanted.criteria, ensemble=wanted.ensemble
-    )
-    card = reward_fit.fit_into(fit, directory.path, "reward-card", status)
+    card = reward_fit.fit_into(settings(wanted, config, path), directory.path, "reward-card", status)
     for line in reward_fit.in_words(card):
         status.say(line)
+
+
+def settings(wanted: RewardModelConfig, config: RunConfig, pairs: Path) -> AnyFitConfig:
+    """What is fitted to a file of pairs. ConfigError for a field that reward models of this modality have not."""
+    given = {"name": config.name, "seed": config.seed, "preferences": str(pairs), "criteria": wanted.criteria}
+    own = {name: getattr(wanted, name) for name in ("ensemble", "encoder", "length", "epochs", "learning_rate")}
+    given |= {name: value for name, value in own.items() if value is not None}
+    if config.modality == "text":
+        # The curve fits again on parts of the pairs, which of a language model takes as long as all the rest.
+        given |= {"modality": "text", "encoder": wanted.encoder or config.model, "learning_curve": False}
+    return parse(given)
+
+
+def check(wanted: RewardModelConfig, config: RunConfig) -> None:
+    """Refuses before any work is done what could not be fitted, or not be used once it is."""
+    settings(wanted, config, Path())
+    fitting = {"text": ("language-reward",), "image": ("clinician", "preference")}[config.modality]
+    for spec in [*(entry.reward for entry in config.rewards), *config.evaluation.rewards]:
+        if is_fitted(spec) and split(spec)[0] not in fitting:
+            raise ConfigError(
+                f"reward {spec}: what is fitted judges {config.modality}s; name it {' or '.join(fitting)}?{FITTED}"
+            )
 
 
 def _own(path: Path, held_out: Sequence[Prompt], status: Status) -> Iterator[Preference]:

@@ -20,6 +20,7 @@ from diffalign.prompts import of_images, plain
 from diffalign.runs import Run, new_file
 from diffalign.seeds import derive
 from diffalign.types import Modality, Policy, Preference, Prompt, Reward, Sample
+from diffalign.worlds.shown import DEMONSTRATIONS
 from rewards.rater import SimulatedRaters
 from rewards.rater_file import OVERALL
 
@@ -61,7 +62,7 @@ def source(
             path = _file(config) or collected_labels(config, policy, prompts, directory, progress)
             return recorded_labels(path, held_out, say)
         case _:
-            return demonstrations(_file(config) or Path(), held_out, say)
+            return demonstrations(wanted.path or "", prompts, held_out, config.seed, say)
 
 
 def _file(config: RunConfig) -> Path | None:
@@ -117,17 +118,25 @@ def recorded_labels(path: Path, held_out: Sequence[Prompt], say: Say) -> Recorde
     return Recorded([found[i][0] for i in kept], [found[i][1] for i in kept], modality)
 
 
-def beside(config: RunConfig, held_out: Sequence[Prompt], say: Say) -> Source | None:
+def beside(config: RunConfig, prompts: Sequence[Prompt], held_out: Sequence[Prompt], say: Say) -> Source | None:
     """The demonstrations of a supervised term beside the objective, where it has one."""
     if config.experience.demonstrations is None:
         return None
-    return demonstrations(Path(config.experience.demonstrations).expanduser(), held_out, say)
+    return demonstrations(config.experience.demonstrations, prompts, held_out, config.seed, say)
 
 
-def demonstrations(path: Path, held_out: Sequence[Prompt], say: Say) -> Recorded:
+def demonstrations(named: str, prompts: Sequence[Prompt], held_out: Sequence[Prompt], seed: int, say: Say) -> Recorded:
     """The images of a folder, with the prompts of its ``prompts.jsonl`` or ``prompts.csv``, or the texts of a file with
-    the columns ``prompt`` and ``completion``; those of held-out prompts are left out.
+    the columns ``prompt`` and ``completion``; those of held-out prompts are left out. Or what a world shows of the
+    training prompts, one of each. Raises NotFoundError where there is no such file.
     """
+    if named in DEMONSTRATIONS:
+        show = DEMONSTRATIONS[named]
+        shown = [show(prompt, derive(seed, "demonstration", prompt.key)) for prompt in prompts]
+        return Recorded(shown, modality="text" if shown and shown[0].text is not None else "image")
+    path = Path(named).expanduser()
+    if not path.exists():
+        raise NotFoundError(f"demonstrations: there is no file {path}")
     return _demonstrated_images(path, held_out, say) if path.is_dir() else _demonstrated_texts(path, held_out, say)
 
 

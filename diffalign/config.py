@@ -53,6 +53,7 @@ __all__ = [
     "SamplerConfig",
     "Section",
     "TrainerConfig",
+    "WarmUpConfig",
     "dump",
     "fields_of",
     "is_fitted",
@@ -91,8 +92,8 @@ class PromptsConfig(Section):
     """Where prompts come from, and which are kept for evaluation only."""
 
     source: str
-    """``emoji`` or ``brain-mr`` (worlds), ``animals`` (a list), a ``.txt`` (a prompt a line) or ``.jsonl``
-    file, or preferences in the native form (``.parquet``)."""
+    """``emoji`` or ``brain-mr`` (worlds), ``animals``, ``explanations`` or ``stories`` (lists), a ``.txt`` (a prompt a
+    line) or ``.jsonl`` file, or preferences in the native form (``.parquet``)."""
     task: str = "all"
     """Kind of prompt, for worlds that have several."""
     train: int = Field(64, ge=1)
@@ -156,6 +157,20 @@ class TrainerConfig(Section):
         return self
 
 
+class WarmUpConfig(Section):
+    """A supervised stage before everything else: every weight of the model learns from demonstrations.
+
+    What comes of it is what the run begins with: its reference, what its adapter belongs to, and, of a language model,
+    what its reward model is fitted from (InstructGPT's first step; Ouyang et al. 2022, section 3.1).
+    """
+
+    demonstrations: str
+    """Images with their prompts, rows of texts, or the name of a world, which shows an answer to each training
+    prompt."""
+    trainer: TrainerConfig = TrainerConfig()
+    """The loop of this stage."""
+
+
 class EvaluationConfig(Section):
     """Measuring before and after, on held-out prompts, paired by prompt and seed."""
 
@@ -182,11 +197,13 @@ class RunConfig(Section):
     """The LoRA to train; null trains every weight of the denoiser."""
     sampler: SamplerConfig = SamplerConfig()
     generation: GenerationConfig = GenerationConfig()
-    fit: RewardModelConfig | None = None
     experience: ExperienceConfig = ExperienceConfig()
     objective: ObjectiveConfig = ObjectiveConfig()
     credit: CreditConfig = CreditConfig()
     trainer: TrainerConfig = TrainerConfig()
+    # What comes before: behind the loop's own fields, which are the ones that a misspelt name most likely means.
+    warm_up: WarmUpConfig | None = None
+    fit: RewardModelConfig | None = None
     evaluation: EvaluationConfig = EvaluationConfig()
     device: str = "auto"
     """``auto``, ``cpu``, ``cuda``, ``cuda:1``, ``mps``."""
@@ -226,7 +243,8 @@ class RunConfig(Section):
         if named != (self.fit is not None):
             raise ValueError(
                 f"a reward names {FITTED}, but there is no section fit that says what to fit it to" if named else
-                f"fit: no reward names what it fits; write one as clinician?{FITTED} or preference?{FITTED}"
+                f"fit: no reward names what it fits; write one as clinician?{FITTED} or preference?{FITTED}, of texts as"
+                f" language-reward?{FITTED}"
             )  # fmt: skip
         if not self.rewards and source not in RECORDED and self.experience.rater is None:
             raise ValueError(f"rewards: there is none, and source {source} learns from them; name one at least")

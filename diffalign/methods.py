@@ -210,9 +210,10 @@ class ExperienceConfig(Section):
     sample each), ``demonstrations``."""
     path: str | None = None
     """The recorded file: pairs in the native form (``diffalign preferences convert``), labels as rows, or a folder of
-    images with their prompts."""
+    images with their prompts. Of ``demonstrations`` also the name of a world, which shows its own."""
     demonstrations: str | None = None
-    """What ``objective.ptx_coefficient`` keeps likely: images with their prompts, or rows of texts."""
+    """What ``objective.ptx_coefficient`` keeps likely: images with their prompts, rows of texts, or the name of a
+    world."""
     criterion: str | None = None
     """Of recorded ``pairs``: which judgements to learn from, where the file has several criteria."""
     rater: str | None = None
@@ -251,8 +252,16 @@ class RewardModelConfig(Section):
     """Pairs that the simulated raters judge."""
     criteria: list[str] | None = None
     """What the reward model learns, each criterion by heads of its own; null is every criterion there is."""
-    ensemble: int = Field(5, ge=1, le=100)
-    """Heads for each criterion; what they disagree on is what the reward model does not know."""
+    ensemble: Annotated[int, Field(ge=1, le=100)] | None = None
+    """Of a reward model of images: heads for each criterion; what they disagree on is what it does not know."""
+    encoder: str | None = None
+    """What it is fitted from; null is ``embedded:clip`` for images, and for texts the model that the run begins
+    with."""
+    length: Literal["free", "controlled"] | None = None
+    """Of a reward model of texts: whether what length explains is taken out of the scores."""
+    epochs: Annotated[int, Field(ge=1)] | None = None
+    learning_rate: Annotated[float, Field(gt=0)] | None = None
+    """As ``epochs``, that of ``diffalign reward fit``, and its default where it is null."""
 
     @model_validator(mode="after")
     def _has_data(self) -> RewardModelConfig:

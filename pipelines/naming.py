@@ -1,13 +1,17 @@
-"""What the name of a model stands for: ``embedded:NAME``, a local diffusers or transformers folder, or a hub id."""
+"""What the name of a model stands for: ``embedded:NAME``, ``fetched:NAME``, a local diffusers or transformers folder,
+or a hub id.
+"""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from diffalign.errors import InputError, NotFoundError
+from diffalign import assets
+from diffalign.errors import ConfigError, InputError, NotFoundError
 from diffalign.types import Modality
 
 EMBEDDED = Path(__file__).parent / "embedded"
+FETCHED = "fetched:"
 MARKS: dict[str, Modality] = {"model_index.json": "image", "config.json": "text"}
 """The file by which the folder of a model is known: of a diffusers pipeline, or of a transformers model."""
 
@@ -19,14 +23,25 @@ def embedded_models(modality: Modality | None = None) -> list[str]:
     return sorted(name for name, kind in found.items() if modality in (None, kind))
 
 
+def fetchable_models() -> list[str]:
+    """Names of the models that ``diffalign fetch`` gets, whether they are here or not."""
+    known = assets.CATALOGUE.values()
+    return [f"{FETCHED}{asset.name}" for asset in known if asset.form in assets.LANGUAGE_MODELS]
+
+
 def modality_of(model: str) -> Modality:
     """What a model makes; of a hub id, which nobody has looked at yet, images."""
+    if model.startswith(FETCHED):
+        _fetched(model)
+        return "text"
     where = Path(locate(model))
     return (_kind(where) if where.is_dir() else None) or "image"
 
 
 def locate(model: str) -> str | Path:
-    """The folder of an embedded or local model, or the hub id as it is."""
+    """The folder of an embedded, fetched or local model, or the hub id as it is."""
+    if model.startswith(FETCHED):
+        return assets.file(_fetched(model), "config.json").parent
     if model.startswith("embedded:"):
         name = model.removeprefix("embedded:")
         if name not in embedded_models():
@@ -42,7 +57,17 @@ def locate(model: str) -> str | Path:
         )
     if model.count("/") == 1 and not model.startswith((".", "/", "~")):
         return model
-    raise NotFoundError(f"no model folder {model}; give embedded:NAME, a local model folder, or a hub id ORG/NAME")
+    raise NotFoundError(
+        f"no model folder {model}; give embedded:NAME, fetched:NAME, a local model folder, or a hub id ORG/NAME"
+    )
+
+
+def _fetched(model: str) -> str:
+    """The name of the asset that a model is, whether it is here or not."""
+    asset = assets.find(model.removeprefix(FETCHED))
+    if asset.form not in assets.LANGUAGE_MODELS:
+        raise ConfigError(f"the asset {asset.name} is no model; there is {', '.join(fetchable_models())}")
+    return asset.name
 
 
 def _kind(folder: Path) -> Modality | None:

@@ -25,8 +25,8 @@ from torch import Tensor, nn
 from diffalign.errors import ConfigError, InputError, RefusedError
 from diffalign.objectives.reward_model import LOSS, TIE, WIN, bradley_terry, bradley_terry_ties, centring
 from diffalign.seeds import derive
-from rewards.fit_config import FitConfig
-from rewards.fit_data import Study
+from rewards.fit_config import FitConfig, Learning
+from rewards.fit_data import Pairs, Study
 from rewards.heads import Heads, features
 
 CENTRING = 0.01
@@ -38,7 +38,7 @@ Progress = Callable[[str, int, int | None], None]
 class Effects(nn.Module):
     """What the raters add to the heads: reliability and side bias, and how readily they call a tie."""
 
-    def __init__(self, raters: Sequence[str], members: int, config: FitConfig, tie_share: float | None) -> None:
+    def __init__(self, raters: Sequence[str], members: int, config: Learning, tie_share: float | None) -> None:
         """``tie_share`` is the share of ties where they are an outcome, else None."""
         super().__init__()
         self.raters = {name: number for number, name in enumerate(raters)}
@@ -56,8 +56,10 @@ class Effects(nn.Module):
         """int64 ``(P,)``; a rater who was not seen in training gets the number after the last."""
         return torch.tensor([self.raters.get(name, len(self.raters)) for name in names])
 
-    def loss(self, first: Tensor, second: Tensor, label: Tensor, rater: Tensor) -> Tensor:
-        """Negative log-likelihood ``(K, B)`` of scores ``(K, B)``."""
+    def loss(self, first: Tensor, second: Tensor, label: Tensor, rater: Tensor, margin: Tensor | float = 0.0) -> Tensor:
+        """Negative log-likelihood ``(K, B)`` of scores ``(K, B)``; ``margin``, a number or ``(B,)``, goes without ties
+        as an outcome.
+        """
         members = len(first)
         unseen = torch.zeros(members, 1)
         reliability = torch.cat([self.log_reliability, unseen], 1)[:, rater].exp()
@@ -67,7 +69,8 @@ class Effects(nn.Module):
             strength = self.tie_log_strength[:, None].expand_as(first).flatten()
             found, _ = bradley_terry_ties(one, other, outcomes(label).repeat(members), strength)
         else:
-            found, _ = bradley_terry(one, other, label.repeat(members))
+            asked = margin.repeat(members) if isinstance(margin, Tensor) else margin
+            found, _ = bradley_terry(one, other, label.repeat(members), asked)
         return found.view_as(first)
 
     def found(self, names: Sequence[str]) -> tuple[float, dict[str, dict[str, float]]]:
@@ -149,13 +152,17 @@ def ties_as(label: Tensor, wanted: Literal["auto", "outcome", "half"], criterion
     return wanted != "half" and hard and bool((label == 0.5).any())
 
 
-def tie_share(study: Study, rows: Sequence[int], criterion: str, config: FitConfig) -> float | None:
+def tie_share(study: Pairs, rows: Sequence[int], criterion: str, config: Learning) -> float | None:
     """The share of ties among these rows where they are an outcome of their own, else None."""
     label = study.label[torch.tensor(rows)]
-    return float((label == 0.5).float().mean()) if ties_as(label, config.ties, criterion) else None
+    if not ties_as(label, config.ties, criterion):
+        return None
+    if config.strength == "margin":
+        raise ConfigError("strength: margin is for pairs with a winner, and here ties are an outcome; set ties: half")
+    return float((label == 0.5).float().mean())
 
 
-def check(study: Study, rows: Sequence[int], criterion: str, what: str, *, side_bias: bool) -> None:
+def check(study: Pairs, rows: Sequence[int], criterion: str, what: str, *, side_bias: bool) -> None:
     """InputError where these pairs of a criterion cannot be learned from, or not be told from a habit."""
     label = study.label[torch.tensor(rows, dtype=torch.int64)]
     decided = label[label != 0.5]
@@ -224,7 +231,7 @@ def _optimise(
     rows = torch.tensor(list(train))
     counts = draws([study.group[row] for row in train], config.ensemble, derive(config.seed, "draws", criterion))
     weight = counts * weights(study, train, config)
-    rater = effects.numbers([study.rater[row] for row in train])
+    rater, margin = effects.numbers([study.rater[row] for row in train]), margins(study, train, config)
     prior = 1 / float(weight.sum(1).mean())
     optimiser = torch.optim.AdamW(
         [
@@ -242,7 +249,7 @@ def _optimise(
             text = study.texts[study.text[picked]]
             first = heads(features(study.images[study.first[picked]], text))
             second = heads(features(study.images[study.second[picked]], text))
-            loss = effects.loss(first, second, study.label[picked], rater[batch])
+            loss = effects.loss(first, second, study.label[picked], rater[batch], margin[batch])
             loss = ((loss + CENTRING * centring(first, second)) * weight[:, batch]).mean(1).sum()
             optimiser.zero_grad()
             (loss + prior * effects.prior()).backward()
@@ -270,10 +277,16 @@ def draws(groups: Sequence[str], members: int, seed: int) -> Tensor:
     return counts[:, torch.tensor([names[name] for name in groups])].float()
 
 
-def weights(study: Study, rows: Sequence[int], config: FitConfig) -> Tensor:
+def margins(study: Pairs, rows: Sequence[int], config: Learning) -> Tensor:
+    """By how much more the scores of each of these rows should differ, ``(P,)``, in log-odds."""
+    strength = study.strength[torch.tensor(list(rows))]
+    return strength if config.strength == "margin" else torch.zeros_like(strength)
+
+
+def weights(study: Pairs, rows: Sequence[int], config: Learning) -> Tensor:
     """How much each of these rows counts, ``(P,)`` of mean 1; InputError where none counts."""
     strength = study.strength[torch.tensor(list(rows))]
-    if config.strength == "ignore":
+    if config.strength != "weight":
         return torch.ones_like(strength)
     if not float(strength.sum()) > 0:
         raise InputError("the strength of every pair is 0, so there is nothing to learn; set strength: ignore")
@@ -331,15 +344,22 @@ def _scored(
 def calibrate(
     heads: Heads, ordinary: float, log_strength: float | None, study: Study, rows: Sequence[int], config: FitConfig
 ) -> Calibration:
-    """Slope (and tie strength) that make the ensemble mean likeliest on these rows (Platt 1999; Guo et al. 2017).
-
-    The log of the temperature has a normal prior of mean 0 and standard deviation 1, so that a few pairs that are all
-    ordered rightly do not claim certainty. Rater effects stay out, but for the ``ordinary`` reliability: it is the
-    probability for a rater like those.
+    """The calibration of the ensemble mean on these rows. Rater effects stay out, but for the ``ordinary`` reliability:
+    it is the probability for a rater like those.
     """
     first, second = _scored(heads, study, rows, heads.standardised)
-    difference, label = (first - second).mean(0), study.label[torch.tensor(list(rows))]
-    weight, spread = weights(study, rows, config), float(heads.spread) * ordinary
+    label, weight = study.label[torch.tensor(list(rows))], weights(study, rows, config)
+    return tempered((first - second).mean(0), label, weight, float(heads.spread) * ordinary, log_strength)
+
+
+def tempered(
+    difference: Tensor, label: Tensor, weight: Tensor, spread: float, log_strength: float | None
+) -> Calibration:
+    """Slope (and tie strength) that make differences of scores ``(P,)`` likeliest (Platt 1999; Guo et al. 2017).
+
+    ``spread`` is the slope to start from. The log of the temperature has a normal prior of mean 0 and standard
+    deviation 1, so that a few pairs that are all ordered rightly do not claim certainty.
+    """
     log_temperature = torch.zeros((), requires_grad=True)
     tie = torch.tensor(log_strength or 0.0, requires_grad=True)
     start = tie.detach().clone()

@@ -10,7 +10,7 @@ import hashlib
 import json
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from PIL.Image import Image
@@ -20,7 +20,7 @@ from diffalign.errors import ConfigError, InputError
 from diffalign.images import to_rgb
 from diffalign.preferences import Broken, Defects, group, split
 from diffalign.seeds import derive
-from diffalign.types import Preference, Prompt
+from diffalign.types import Preference, Prompt, Sample
 from rewards.fit_pixels import statistics
 
 CHUNK = 32
@@ -41,21 +41,15 @@ class Encoder(Protocol):
         ...
 
 
-@dataclass(frozen=True)
-class Study:
-    """All pairs of a file. Images and texts stand once, however often they occur."""
+@dataclass(frozen=True, kw_only=True)
+class Pairs:
+    """All pairs of a file. What is compared stands once, however often it occurs."""
 
-    images: Tensor
-    """float32 ``(N, D + S)``: the embedding, then the statistics of the pixels."""
-    texts: Tensor
-    """float32 ``(M, D)``."""
-    brightness: Tensor
-    """float32 ``(N,)`` in [0, 1]: what a judge of no understanding could go by."""
     first: Tensor
-    """int64 ``(P,)`` into ``images``; so is ``second``."""
+    """int64 ``(P,)``: number of what stands first; so is ``second``."""
     second: Tensor
     text: Tensor
-    """int64 ``(P,)`` into ``texts``."""
+    """int64 ``(P,)``: number of the prompt's text."""
     label: Tensor
     """float32 ``(P,)``: probability that the first is preferred."""
     strength: Tensor
@@ -66,7 +60,7 @@ class Study:
     """The prompt or case that is never split."""
     attributes: Sequence[Mapping[str, object]]
     digest: str
-    """SHA-256 of all that was read: prompts, pixels, labels, strengths, criteria, raters."""
+    """SHA-256 of all that was read: prompts, pixels or texts, labels, strengths, criteria, raters."""
     broken: Defects = field(default_factory=Defects)
 
     def __len__(self) -> int:
@@ -75,6 +69,51 @@ class Study:
     def rows_of(self, criterion: str, among: Iterable[int]) -> list[int]:
         """Those rows that judge this criterion."""
         return [row for row in among if self.criterion[row] == criterion]
+
+    def naive(self, train: Sequence[int], rows: Sequence[int]) -> Mapping[str, Tensor]:
+        """By name, judges of these rows that understand nothing: float64 ``(P,)``, positive where the first is better.
+
+        What they go by, such as whether bright wins, they may learn from ``train``.
+        """
+        raise NotImplementedError
+
+    def traits(self, rows: Sequence[int]) -> Mapping[str, Sequence[str]]:
+        """By name, what makes groups of these rows beside the raters and the attributes of the prompts."""
+        return {}
+
+    def facts(self, rows: Sequence[int], difference: Tensor) -> Mapping[str, Any]:
+        """Further numbers of a card, of a model with these differences of scores ``(P,)`` on these rows."""
+        return {}
+
+    def towards(self, rows: Sequence[int], values: Tensor) -> bool:
+        """Whether the larger value ``(N,)`` was preferred more often than the smaller, or as often."""
+        index = torch.tensor(list(rows))
+        gap = values[self.first[index]] - values[self.second[index]]
+        return float((gap.sign() * (self.label[index] - 0.5).sign()).sum()) >= 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Study(Pairs):
+    """Pairs of images, as an encoder sees them: ``first`` and ``second`` number ``images``, ``text`` the ``texts``."""
+
+    images: Tensor
+    """float32 ``(N, D + S)``: the embedding, then the statistics of the pixels."""
+    texts: Tensor
+    """float32 ``(M, D)``."""
+    brightness: Tensor
+    """float32 ``(N,)`` in [0, 1]: what a judge of no understanding could go by."""
+
+    def naive(self, train: Sequence[int], rows: Sequence[int]) -> Mapping[str, Tensor]:
+        """See Pairs."""
+        index, bright = torch.tensor(list(rows)), self.brightness.double()
+        towards = self.towards(train, bright)
+        gap = (bright[self.first[index]] - bright[self.second[index]]) * (1 if towards else -1)
+        text = self.texts[self.text[index]]
+        seen = (self.images[self.first[index]] - self.images[self.second[index]])[:, : text.shape[1]]
+        return {
+            "the brighter image" if towards else "the darker image": gap,
+            "the encoder's own cosine": (seen * text).sum(1).double(),
+        }
 
     def samples(self, rows: Sequence[int]) -> tuple[Tensor, Tensor]:
         """Images ``(B, D + S)`` and texts ``(B, D)`` of the different samples in these rows, at most ``MOST``."""
@@ -108,7 +147,18 @@ def gather(
     Keeps those of ``criteria``, or all; ``pixels`` adds the statistics of the images. InputError where texts are
     compared instead of images, or nothing is left; ConfigError for a criterion that nobody judged.
     """
-    collected, broken, seen = _Collected(encoder, pixels), Defects(), set[str]()
+    collected = _Collected(encoder, pixels)
+    return collected.study(collect(items, collected, criteria, on_progress))
+
+
+def collect(
+    items: Iterable[Preference | Broken],
+    collected: Collected,
+    criteria: Collection[str] | None = None,
+    on_progress: Callable[[str, int, int | None], None] | None = None,
+) -> Defects:
+    """Adds the pairs of ``criteria``, or all, and returns what could not be read; see ``gather`` for errors."""
+    broken, seen = Defects(), set[str]()
     for number, item in enumerate(items, 1):
         if on_progress:
             on_progress("encoding pairs", number, None)
@@ -117,16 +167,19 @@ def gather(
             continue
         seen.add(item.criterion)
         if criteria is None or item.criterion in criteria:
-            collected.add(item)
-    if not seen:
+            try:
+                collected.add(item)
+            except Unreadable as error:
+                broken.add(Broken(number - 1, str(error)))
+    if seen and (missing := sorted(set(criteria or ()) - seen)):
+        raise ConfigError(f"criteria: no pair judges {', '.join(missing)}; the file has {', '.join(sorted(seen))}")
+    if not collected.label:
         reasons = ", ".join(f"{kind} ({count})" for kind, count in broken.kinds.most_common()) or "it has no rows"
         raise InputError(f"there is no preference to learn from: {reasons}")
-    if missing := sorted(set(criteria or ()) - seen):
-        raise ConfigError(f"criteria: no pair judges {', '.join(missing)}; the file has {', '.join(sorted(seen))}")
-    return collected.study(broken)
+    return broken
 
 
-def divide(study: Study, held_out: float, seed: int) -> Parts:
+def divide(study: Pairs, held_out: float, seed: int) -> Parts:
     """Three parts by prompt or case: ``held_out`` is halved into the pairs that stop and those that measure.
 
     The halves have equally many prompts, drawn by ``seed``. InputError where one would be empty.
@@ -158,15 +211,14 @@ def look(encoder: Encoder, images: Sequence[Image], pixels: bool) -> Tensor:
     return torch.cat([embeddings, statistics(images)], 1) if pixels else embeddings
 
 
-class _Collected:
-    """What ``gather`` has read so far; images wait in ``queue`` until there are enough to be encoded at once."""
+class Unreadable(Exception):
+    """A pair that the encoder cannot read; the message is ``KIND: DETAILS``."""
 
-    def __init__(self, encoder: Encoder, pixels: bool) -> None:
-        self.encoder, self.pixels = encoder, pixels
-        self.queue: list[Image] = []
-        self.images: list[Tensor] = []
-        self.brightness: list[float] = []
-        self.image_numbers: dict[bytes, int] = {}
+
+class Collected:
+    """What was read so far."""
+
+    def __init__(self) -> None:
         self.text_numbers: dict[str, int] = {}
         self.first: list[int] = []
         self.second: list[int] = []
@@ -181,9 +233,7 @@ class _Collected:
 
     def add(self, item: Preference) -> None:
         """One pair."""
-        if item.first.image is None or item.second.image is None:
-            raise InputError("the pairs compare texts; a reward model is fitted to pairs of images")
-        sides = [self._image(image) for image in (item.first.image, item.second.image)]
+        sides = [self.number(sample) for sample in (item.first, item.second)]
         self.first.append(sides[0][0])
         self.second.append(sides[1][0])
         self.text.append(self.text_numbers.setdefault(item.prompt.text, len(self.text_numbers)))
@@ -196,9 +246,40 @@ class _Collected:
         facts = [item.prompt.key, item.prompt.text, item.label, item.strength, item.criterion, item.rater]
         self.digest.update(json.dumps(facts).encode("utf-8", "surrogatepass") + sides[0][1] + sides[1][1])
 
-    def _image(self, image: Image) -> tuple[int, bytes]:
-        """The image's number and the hash of its pixels."""
-        rgb = to_rgb(image)
+    def number(self, sample: Sample) -> tuple[int, bytes]:
+        """The number of a sample's content, and its hash."""
+        raise NotImplementedError
+
+    def pairs(self, broken: Defects) -> dict[str, Any]:
+        """The fields of ``Pairs``."""
+        return {
+            "first": torch.tensor(self.first), "second": torch.tensor(self.second), "text": torch.tensor(self.text),
+            "label": torch.tensor(self.label, dtype=torch.float32),
+            "strength": torch.tensor(self.strength, dtype=torch.float32),
+            "criterion": self.criterion, "rater": self.rater, "group": self.group, "attributes": self.attributes,
+            "digest": f"sha256:{self.digest.hexdigest()}", "broken": broken,
+        }  # fmt: skip
+
+
+class _Collected(Collected):
+    """Images wait in ``queue`` until there are enough to be encoded at once."""
+
+    def __init__(self, encoder: Encoder, pixels: bool) -> None:
+        super().__init__()
+        self.encoder, self.pixels = encoder, pixels
+        self.queue: list[Image] = []
+        self.images: list[Tensor] = []
+        self.brightness: list[float] = []
+        self.image_numbers: dict[bytes, int] = {}
+
+    def number(self, sample: Sample) -> tuple[int, bytes]:
+        """See Collected; the hash is of the pixels."""
+        if sample.image is None:
+            raise InputError(
+                "the pairs compare texts, and the encoder sees images; a reward model of texts is fitted to a language"
+                " model: set encoder to one, such as embedded:findings-lm"
+            )
+        rgb = to_rgb(sample.image)
         content = hashlib.sha256(repr(rgb.size).encode() + rgb.tobytes()).digest()
         number = self.image_numbers.setdefault(content, len(self.image_numbers))
         if number == len(self.brightness):
@@ -220,17 +301,7 @@ class _Collected:
             images=torch.cat(self.images),
             texts=self.encoder.encode_texts(list(self.text_numbers)),
             brightness=torch.tensor(self.brightness),
-            first=torch.tensor(self.first),
-            second=torch.tensor(self.second),
-            text=torch.tensor(self.text),
-            label=torch.tensor(self.label, dtype=torch.float32),
-            strength=torch.tensor(self.strength, dtype=torch.float32),
-            criterion=self.criterion,
-            rater=self.rater,
-            group=self.group,
-            attributes=self.attributes,
-            digest=f"sha256:{self.digest.hexdigest()}",
-            broken=broken,
+            **self.pairs(broken),
         )
 
 

@@ -6,10 +6,10 @@ Shape legend: ``P`` pairs.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -19,9 +19,9 @@ from torch import Tensor
 from diffalign.errors import RefusedError
 from diffalign.evaluation import mean_interval
 from diffalign.seeds import derive
-from rewards.fit import Fitted, Progress, fit
-from rewards.fit_config import FitConfig
-from rewards.fit_data import Parts, Study
+from rewards.fit import Calibration, Progress, fit
+from rewards.fit_config import Learning
+from rewards.fit_data import Pairs, Parts
 
 Floats = NDArray[np.float64]
 BINS = 10
@@ -31,6 +31,25 @@ FEWEST_IN_GROUP = 10
 MOST_VALUES = 8
 """Different values up to which an attribute of the prompts makes subgroups."""
 SHARES = (0.125, 0.25, 0.5, 1.0)
+
+
+class Model(Protocol):
+    """A fitted reward model of one criterion, of images or texts, as the card sees it; see ``rewards.fit.Fitted``."""
+
+    @property
+    def calibration(self) -> Calibration: ...  # noqa: D102
+    @property
+    def raters(self) -> Mapping[str, Mapping[str, float]]: ...  # noqa: D102
+    @property
+    def best_epochs(self) -> Sequence[int]: ...  # noqa: D102
+    @property
+    def losses(self) -> Sequence[float]: ...  # noqa: D102
+    def scores(self, study: Any, rows: Sequence[int]) -> tuple[Tensor, Tensor]: ...  # noqa: D102
+    def differences(self, study: Any, rows: Sequence[int]) -> Tensor: ...  # noqa: D102
+
+
+Fit = Callable[[Any, Sequence[int], Sequence[int], str, Any, Progress | None], Model]
+"""What fits such a model to rows of a study: ``rewards.fit.fit`` or its like. RefusedError where nothing is learned."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +79,7 @@ def accuracy(judged: Judged) -> dict[str, Any]:
     return {"value": found["mean"], "ci95": found["ci95"], "n": len(right), "prompts": len(set(groups.tolist()))}
 
 
-def agreement(study: Study, rows: Sequence[int]) -> dict[str, Any]:
+def agreement(study: Pairs, rows: Sequence[int]) -> dict[str, Any]:
     """How likely a second rater agrees about a pair that both decided, ``value``, ``ci95``, ``n`` pairs of raters.
 
     Judgements of one pair by different, named raters are compared, whichever side the samples stood on. ``value`` is
@@ -91,26 +110,12 @@ def agreement(study: Study, rows: Sequence[int]) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def baselines(study: Study, train: Sequence[int], rows: Sequence[int]) -> dict[str, dict[str, Any]]:
-    """Accuracy of judges that understand nothing, or were not taught. Whether bright wins is learned on ``train``."""
-    label, groups = study.label.double().numpy(), [study.group[row] for row in rows]
-
-    def brighter(of: Sequence[int]) -> Floats:
-        index = torch.tensor(list(of))
-        levels = study.brightness.double()
-        found: Floats = (levels[study.first[index]] - levels[study.second[index]]).numpy()
-        return found
-
-    index = torch.tensor(list(rows))
-    text = study.texts[study.text[index]]
-    gap = (study.images[study.first[index]] - study.images[study.second[index]])[:, : text.shape[1]]
-    towards = float(np.sum(np.sign(brighter(train)) * np.sign(label[list(train)] - 0.5))) >= 0
-    judges = {
-        "always the first": np.ones(len(rows)),
-        "the brighter image" if towards else "the darker image": brighter(rows) * (1 if towards else -1),
-        "the encoder's own cosine": (gap * text).sum(1).double().numpy(),
-    }
-    return {name: accuracy(Judged(values, label[list(rows)], groups)) for name, values in judges.items()}
+def baselines(study: Pairs, train: Sequence[int], rows: Sequence[int]) -> dict[str, dict[str, Any]]:
+    """Accuracy of judges that understand nothing, or were not taught. What they go by is learned on ``train``."""
+    label, groups = study.label.double().numpy()[list(rows)], [study.group[row] for row in rows]
+    judges = {"always the first": np.ones(len(rows))}
+    judges |= {name: values.double().numpy() for name, values in study.naive(train, rows).items()}
+    return {name: accuracy(Judged(values, label, groups)) for name, values in judges.items()}
 
 
 def calibration(probability: Floats, label: Floats) -> dict[str, Any]:
@@ -129,11 +134,12 @@ def calibration(probability: Floats, label: Floats) -> dict[str, Any]:
     return {"expected_calibration_error": error, "bins": rows}
 
 
-def subgroups(study: Study, rows: Sequence[int], judged: Judged) -> list[dict[str, Any]]:
-    """Accuracy per rater, and per value of each attribute of the prompts that has few."""
+def subgroups(study: Pairs, rows: Sequence[int], judged: Judged) -> list[dict[str, Any]]:
+    """Accuracy per rater, per value of each attribute of the prompts that has few, and per trait of the pairs."""
     columns: dict[str, list[str]] = {"rater": [study.rater[row] or "(not known)" for row in rows]}
     for name in sorted({name for row in rows for name in study.attributes[row]}):
         columns[name] = [str(study.attributes[row].get(name, "(none)")) for row in rows]
+    columns |= {name: list(values) for name, values in study.traits(rows).items()}
     found = []
     for name, values in columns.items():
         different = sorted(set(values))
@@ -147,12 +153,13 @@ def subgroups(study: Study, rows: Sequence[int], judged: Judged) -> list[dict[st
 
 
 def measure(
-    study: Study, parts: Parts, criterion: str, fitted: Fitted, config: FitConfig, on_progress: Progress | None = None,
-    frozen: Study | None = None,
+    study: Pairs, parts: Parts, criterion: str, fitted: Model, config: Learning, on_progress: Progress | None = None,
+    frozen: Pairs | None = None, refit: Fit = fit,
 ) -> dict[str, Any]:  # fmt: skip
     """All numbers of one criterion, on the pairs that measure.
 
-    ``frozen`` is the same study as an encoder sees it that was not tuned, where this one was.
+    ``frozen`` is the same study as an encoder sees it that was not tuned, where this one was. ``refit`` is what
+    ``fitted`` was fitted by.
     """
     train, tune, rows = (study.rows_of(criterion, part) for part in (parts.train, parts.tune, parts.measure))
     difference = fitted.differences(study, rows)
@@ -177,14 +184,15 @@ def measure(
         "calibration": {**counted, "temperature": fitted.calibration.temperature, "slope": fitted.calibration.slope},
         "subgroups": subgroups(study, rows, judged),
         "raters": fitted.raters,
-        "ensemble_sd": float(torch.cat(sides, 1).std(0).mean()) if fitted.heads.members > 1 else None,
-        "training": {"best_epochs": fitted.best_epochs, "losses": fitted.losses},
+        "ensemble_sd": float(torch.cat(sides, 1).std(0).mean()) if len(sides[0]) > 1 else None,
+        "training": {"best_epochs": list(fitted.best_epochs), "losses": list(fitted.losses)},
+        **study.facts(rows, difference),
     }
     if frozen is not None:
-        without = _fitted_on(frozen, train, tune, rows, criterion, config, on_progress)
+        without = _fitted_on(frozen, train, tune, rows, criterion, config, on_progress, refit)
         found["frozen_encoder"] = against_frozen(judged, without)
     if config.learning_curve:
-        found["learning_curve"] = curve(study, train, tune, rows, criterion, fitted, config, on_progress)
+        found["learning_curve"] = curve(study, train, tune, rows, criterion, fitted, config, on_progress, refit)
     return found
 
 
@@ -201,14 +209,15 @@ def against_frozen(tuned: Judged, frozen: Judged | None) -> dict[str, Any]:
 
 
 def curve(
-    study: Study,
+    study: Pairs,
     train: Sequence[int],
     tune: Sequence[int],
     rows: Sequence[int],
     criterion: str,
-    fitted: Fitted,
-    config: FitConfig,
+    fitted: Model,
+    config: Learning,
     on_progress: Progress | None = None,
+    refit: Fit = fit,
 ) -> dict[str, Any]:
     """Accuracy when fitted on a share of the training prompts, and what the last doubling was worth.
 
@@ -221,7 +230,7 @@ def curve(
     for share in SHARES:
         kept = set(order[: max(1, round(share * len(order)))])
         some = [row for row in train if study.group[row] in kept]
-        judged = whole if share == 1 else _fitted_on(study, some, tune, rows, criterion, config, on_progress)
+        judged = whole if share == 1 else _fitted_on(study, some, tune, rows, criterion, config, on_progress, refit)
         points.append({
             "share": share, "prompts": len(kept), "pairs": len(some), "accuracy": accuracy(judged) if judged else None,
         })  # fmt: skip
@@ -248,16 +257,16 @@ def sentence(gain: Mapping[str, Any] | None) -> str:
 
 
 def _fitted_on(
-    study: Study, train: Sequence[int], tune: Sequence[int], rows: Sequence[int], criterion: str, config: FitConfig,
-    on_progress: Progress | None,
+    study: Pairs, train: Sequence[int], tune: Sequence[int], rows: Sequence[int], criterion: str, config: Learning,
+    on_progress: Progress | None, refit: Fit,
 ) -> Judged | None:  # fmt: skip
     try:
-        fitted = fit(study, train, tune, criterion, config, on_progress)
+        fitted = refit(study, train, tune, criterion, config, on_progress)
     except RefusedError:
         return None
     return _judged(study, rows, fitted.differences(study, rows))
 
 
-def _judged(study: Study, rows: Sequence[int], difference: Tensor) -> Judged:
+def _judged(study: Pairs, rows: Sequence[int], difference: Tensor) -> Judged:
     label = study.label[torch.tensor(list(rows), dtype=torch.int64)].double().numpy()
     return Judged(difference.double().numpy(), label, [study.group[row] for row in rows])

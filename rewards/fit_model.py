@@ -301,6 +301,8 @@ def _read(folder: Path) -> tuple[Header, dict[str, Tensor]]:
     if not header.is_file() and (folder / "reward" / HEADER).is_file():
         raise NotFoundError(f"{folder} is the folder of a fit; the reward model is in {folder / 'reward'}")
     for path in (header, weights):
+        if path is weights and not path.is_file() and (folder / "model.safetensors").is_file():
+            raise ConfigError(f"{folder} holds a reward model of texts; name it language-reward?folder={folder}")
         if not path.is_file():
             raise NotFoundError(f"{folder} is no reward model: it has no {path.name}; `diffalign reward fit` makes one")
     try:

@@ -50,6 +50,11 @@ REWARDS: dict[str, tuple[str, str]] = {
         "rewards.clinician:ClinicianReward",
         "the same, cautious: lower confidence bounds per criterion, NaN far from its data (folder=)",
     ),
+    "language-reward": (
+        "rewards.language_reward:LanguageReward",
+        "a language model with a scalar head: what `diffalign reward fit` wrote of texts (folder=), or another's"
+        " (model=)",
+    ),
     "aesthetic": ("rewards.aesthetic:AestheticReward", "rating of the look of an image, LAION's (weights=, clip=)"),
     "pickscore": ("rewards.pickscore:PickScoreReward", "which image of a prompt people pick (model=)"),
     "hpsv2": ("rewards.hpsv2:HPSv2Reward", "Human Preference Score (version=2.0 or 2.1, weights=)"),

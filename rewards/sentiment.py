@@ -7,10 +7,10 @@ not see.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from importlib import import_module
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 
@@ -28,6 +28,7 @@ class Sentiment:
     unit = "compound"
     range = (-1.0, 1.0)
     higher_is_better = True
+    directions: ClassVar[Mapping[str, bool | None]] = {"positive": True, "neutral": None, "negative": False}
 
     def __init__(self, name: str = "sentiment") -> None:
         self.name = name

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from benchmarks import trl_ddpo_page, trl_level, trl_level_page
+from benchmarks import trl_ddpo_page, trl_grpo_page, trl_level, trl_level_page
 from benchmarks.levels import Levels, fastest, levels, outcome
 from benchmarks.measuring import CallCounter
 
@@ -180,7 +180,14 @@ def test_what_weakens_the_results_is_said_on_the_page(change: Callable[[dict[str
     assert any(line.startswith("caution: ") for line in trl_level_page.table(made))
 
 
-@pytest.mark.parametrize(("name", "page"), [("trl_ddpo", trl_ddpo_page.page), ("trl_level", trl_level_page.page)])
+PAGES = [
+    ("trl_ddpo", trl_ddpo_page.page),
+    ("trl_level", trl_level_page.page),
+    ("trl_grpo", trl_grpo_page.page),
+]
+
+
+@pytest.mark.parametrize(("name", "page"), PAGES)
 def test_recorded_pages_are_those_of_the_recorded_results(name: str, page: Callable[[dict[str, Any]], str]) -> None:
     recorded = RECORDED / "results" / f"{name}.json"
     if not recorded.is_file():
@@ -267,3 +274,44 @@ def test_the_recorded_loop_made_the_model_better_by_what_it_was_not_trained_on(r
     checker = recorded["brain-mr-checker"]
     assert checker["trained_on"] is False
     assert checker["difference"]["ci95"][0] > 0
+
+
+# -- GRPO against TRL -----------------------------------------------------------------------------------------------
+
+
+def grpo_step(generation: float, learning: float, tokens: int, wall: float = 1.0) -> dict[str, Any]:
+    """A step with no reward to compute; wall time is that many times processor time."""
+    parts = {"generation": generation, "reward": 0.0, "learning": learning, "step": generation + learning}
+    return {
+        "tokens": tokens, "peak_mb": 100.0,
+        "parts": {name: {"cpu": value, "wall": value * wall} for name, value in parts.items()},
+    }  # fmt: skip
+
+
+def test_ratios_of_grpo_are_of_tokens_per_second_within_a_round() -> None:
+    """TRL: 100 tokens in 2 + 3 s, then 100 in 4 + 6 s (something else ran); ours: 120 in 1 + 1 s, then 120 in 2 + 2 s.
+
+    Whole step: (120 / 2) / (100 / 5) = 3 in both rounds; of sums over the rounds it would be 3, of medians of seconds
+    not. Generation: (120 / 1) / (100 / 2) = 2.4; learning: (120 / 1) / (100 / 3) = 3.6.
+    """
+    setting = {
+        "steps": {
+            "trl": [grpo_step(2, 3, 100), grpo_step(4, 6, 100)],
+            "diffalign": [grpo_step(1, 1, 120), grpo_step(2, 2, 120)],
+        }
+    }
+    assert trl_grpo_page.ratio(setting, "step", "cpu") == pytest.approx(3)
+    assert trl_grpo_page.ratio(setting, "generation", "cpu") == pytest.approx(2.4)
+    assert trl_grpo_page.ratio(setting, "learning", "cpu") == pytest.approx(3.6)
+
+
+@pytest.mark.parametrize(("wall", "expected"), [(1.05, "wall"), (1.5, "cpu")])
+def test_processor_seconds_count_where_the_machine_was_not_quiet(wall: float, expected: str) -> None:
+    steps = {"trl": [grpo_step(2, 3, 100)], "diffalign": [grpo_step(1, 1, 100, wall)]}
+    assert trl_grpo_page.clock({"settings": [{"steps": steps}]}) == expected
+
+
+def test_the_recorded_step_of_grpo_is_half_as_long_again_at_trls_side() -> None:
+    recorded = json.loads((RECORDED / "results" / "trl_grpo.json").read_text())
+    for setting in recorded["settings"]:
+        assert trl_grpo_page.ratio(setting, "step", trl_grpo_page.clock(recorded)) >= 1.5

