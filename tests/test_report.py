@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import html
 import json
 import re
 from collections.abc import Callable
@@ -13,9 +14,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from click.testing import CliRunner
 from PIL import Image
 
 from apps import charts, report, report_measures, report_pictures
+from apps.cli import main
 from diffalign.config import AdapterConfig, ObjectiveConfig, SamplerConfig, TrainerConfig, parse
 from diffalign.evaluation import Evaluation, Measure
 from diffalign.experience import Rollouts
@@ -444,3 +447,22 @@ def test_every_field_of_an_evaluation_is_documented() -> None:
     keys = set(found) | inner | set(found["rewards"]["clip"])
     missing = {key for key in keys if not re.search(rf"`([\w.]+\.)?{key}`", text)}
     assert not missing, f"docs/metrics.md does not explain {', '.join(sorted(missing))}"
+
+
+def test_a_text_model_loads_as_the_report_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The block of code is run as it stands there."""
+    monkeypatch.chdir(tmp_path)
+    small = ("trainer.epochs=1", "prompts.train=2", "prompts.held_out=2", "trainer.samples_per_epoch=4")
+    settings = (*small, "trainer.batch_size=4", "trainer.inner_epochs=1", "evaluation.seeds_per_prompt=1")
+    command = ["align", "text-grpo", "--out", "tiny"]
+    for setting in (*settings, "generation.max_new_tokens=4", "trainer.samples_per_prompt=2"):
+        command += ["--set", setting]
+    result = CliRunner().invoke(main, command)
+    assert result.exit_code == 0, result.output
+    page = (tmp_path / "tiny" / "report.html").read_text()
+    assert "diffusers" not in page.partition('id="repeat"')[2].partition("Where it ran")[0]
+    block = re.search(r"<code>(from transformers import .*?)</code>", page, re.DOTALL)
+    assert block is not None
+    known: dict[str, Any] = {}
+    exec(html.unescape(block[1]), known)
+    assert known["written"].shape[1] > known["tokens"].input_ids.shape[1]
