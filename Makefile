@@ -116,6 +116,14 @@ bench-clinician: $(INSTALLED) ## Follow the clinician reward with and without it
 bench-loop: $(INSTALLED) ## Close the loop from a run to labels to a better model: about a quarter of an hour
 	$(PY) -m benchmarks.closed_loop $(ARGS)
 
+.PHONY: bench-frontier
+bench-frontier: $(INSTALLED) ## Gold reward against KL for DPO, PPO, GRPO and best-of-n: about a quarter of an hour
+	$(PY) -m benchmarks.frontier $(ARGS)
+
+.PHONY: bench-grpo
+bench-grpo: $(INSTALLED) ## Repeat the comparison with TRL's GRPO
+	$(PY) -m benchmarks.trl_grpo $(ARGS)
+
 ##@ Rebuild
 
 .PHONY: embedded

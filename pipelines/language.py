@@ -4,7 +4,8 @@ Shape legend: ``B`` samples, ``S`` the most tokens a sample can have, ``T <= S``
 steps asked about, ``V`` vocabulary. A step is a token of the completion; its end (EOS) is one, padding is not.
 
 Prompts are padded on the left and completions on the right, so that every completion begins at the same place; the
-padding is masked and positions are counted without it.
+padding is masked and positions are counted without it. Samples of one prompt share one reading of it, where the model
+keeps plain keys and values.
 """
 
 from __future__ import annotations
@@ -20,15 +21,20 @@ from typing import Any, Literal
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import Tensor, nn
+from torch.nn.functional import pad
 
 from diffalign.config import AdapterConfig, GenerationConfig
 from diffalign.errors import ConfigError, InputError
 from diffalign.runs import new_folder
 from diffalign.types import Capability, Draw, Modality, Prompt, Rollout, Sample, StepLikelihood
 from pipelines.diffusion import DTYPES
+from pipelines.prefixes import Beginnings, can_be_shared, folded, of_one_length, picked
+from pipelines.tokens import at, chosen, cooled, inverted, kl_of, padded
 
 ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj", "qkv_proj", "c_attn", "query_key_value", "out_proj")
 """Names of attention layers in the families of transformers."""
+KEPT = 0.875
+"""Once no more than this share of a batch of samples is unfinished, the others leave it."""
 
 
 class LanguagePolicy:
@@ -66,6 +72,8 @@ class LanguagePolicy:
         self.adapter = adapter
         self.gradient_checkpointing = gradient_checkpointing
         self._frozen: nn.Module | None = None
+        self._bare = False  # inside reference(), with adapters off
+        self._shares = True  # until the model turns out to keep something else than keys and values
         self.value_head: nn.Linear | None = None
         self.end = self._end_token()
         self.chat = self._uses_chat()
@@ -169,12 +177,12 @@ class LanguagePolicy:
             )
         return tokens
 
-    def _left_padded(self, prompts: Sequence[Prompt]) -> tuple[Tensor, Tensor]:
-        """Tokens int64 and which of them are real, bool, both ``(B, longest)``."""
+    def _beginnings(self, prompts: Sequence[Prompt]) -> Beginnings:
         known = {prompt.text: prompt for prompt in prompts}
-        rows = {text: self._prompt(prompt) for text, prompt in known.items()}
-        tokens, real = _padded([rows[prompt.text] for prompt in prompts], self.end, left=True)
-        return tokens.to(self.device), real.to(self.device)
+        tokens, real = padded([self._prompt(prompt) for prompt in known.values()], self.end, left=True)
+        numbers = {text: i for i, text in enumerate(known)}
+        own = torch.tensor([numbers[prompt.text] for prompt in prompts])
+        return Beginnings(tokens.to(self.device), real.to(self.device), own.to(self.device))
 
     # -- sampling ---------------------------------------------------------------------------------------------------
 
@@ -202,31 +210,70 @@ class LanguagePolicy:
 
         Token ``s`` of a sample inverts the distribution at a number that belongs to the sample's seed and ``s`` alone.
         """
-        most = self.generation.max_new_tokens
+        most, count = self.generation.max_new_tokens, len(prompts)
         chances = [torch.rand(most, generator=torch.Generator().manual_seed(s), dtype=torch.float64) for s in seeds]
         chance = torch.stack(chances).to(self.device)
-        tokens, real = self._left_padded(prompts)
-        found = torch.full((len(prompts), most), self.end, device=self.device)
-        mask = torch.zeros((len(prompts), most), dtype=torch.bool, device=self.device)
-        running = torch.ones(len(prompts), dtype=torch.bool, device=self.device)
-        cache: Any = None
-        for step in range(most):
-            positions = (real.cumsum(1) - 1).clamp(min=0)[:, -tokens.shape[1] :]
-            with self._precise():
-                answer = self.model(
-                    input_ids=tokens, attention_mask=real.long(), position_ids=positions, past_key_values=cache,
-                    use_cache=True, logits_to_keep=1,
-                )  # fmt: skip
-            cache = answer.past_key_values
-            logits = answer.logits[:, -1].float() / self.generation.temperature
-            next_token = _inverted(logits, chance[:, step])
-            found[:, step] = torch.where(running, next_token, self.end)
-            mask[:, step] = running
-            running = running & (next_token != self.end)
-            if not bool(running.any()):
-                break
-            tokens, real = found[:, step : step + 1], torch.cat([real, mask[:, step : step + 1]], 1)
+        found = torch.full((count, most), self.end, device=self.device)
+        mask = torch.zeros((count, most), dtype=torch.bool, device=self.device)
+        with self._remembering(), self._folded():
+            logits, real, cache = self._first(self._beginnings(prompts))
+            rows = torch.arange(count, device=self.device)  # the samples that the batch still has
+            running = torch.ones(count, dtype=torch.bool, device=self.device)
+            for step in range(most):
+                token = inverted(cooled(logits, self.generation.temperature), chance[rows, step])
+                token = torch.where(running, token, self.end)
+                found[rows, step], mask[rows, step] = token, running
+                grown = torch.cat([real, running[:, None]], 1)
+                running = running & (token != self.end)
+                left = int(running.sum())
+                if left == 0 or step == most - 1:
+                    break
+                if self._shares and left <= KEPT * len(rows):
+                    still = running.nonzero()[:, 0]
+                    cache.batch_select_indices(still)
+                    rows, token, grown, running = rows[still], token[still], grown[still], running[still]
+                real = grown
+                logits, cache = self._next(token[:, None], real, cache)
         return found, mask
+
+    def _first(self, asked: Beginnings) -> tuple[Tensor, Tensor, Any]:
+        """Logits ``(B, V)`` after the prompts, which tokens are real, and the model's memory, all in ``B`` rows."""
+        if self._shares and asked.repeats():
+            logits, cache = self._next(asked.tokens, asked.real, None)
+            if can_be_shared(cache):
+                return logits[asked.own], asked.real[asked.own], picked(cache, asked.own)
+        logits, cache = self._next(asked.tokens[asked.own], asked.real[asked.own], None)
+        self._shares = self._shares and can_be_shared(cache)
+        return logits, asked.real[asked.own], cache
+
+    def _next(self, tokens: Tensor, real: Tensor, cache: Any) -> tuple[Tensor, Any]:
+        """Logits after the last token, and the memory; ``real`` covers what the memory has and ``tokens``."""
+        positions = (real.cumsum(1) - 1).clamp(min=0)[:, -tokens.shape[1] :]
+        with self._precise():
+            answer = self.model(
+                input_ids=tokens, attention_mask=real.long(), position_ids=positions, past_key_values=cache,
+                use_cache=True, logits_to_keep=1,
+            )  # fmt: skip
+        return answer.logits[:, -1], answer.past_key_values
+
+    @contextmanager
+    def _remembering(self) -> Iterator[None]:
+        """Where activations are recomputed in training, nothing is remembered, so texts are sampled in evaluation."""
+        training = self.model.training
+        self.model.eval()
+        try:
+            yield
+        finally:
+            self.model.train(training)
+
+    @contextmanager
+    def _folded(self) -> Iterator[None]:
+        """Samples come from the adapted model with its adapters in the weights; likelihoods never do."""
+        if not self.adapter or self._bare:
+            yield
+            return
+        with folded(self.model) as done, self._adapters_off() if done else nullcontext():
+            yield
 
     @contextmanager
     def _precise(self) -> Iterator[None]:
@@ -240,29 +287,59 @@ class LanguagePolicy:
     ) -> StepLikelihood:
         """See CriticPolicy. One pass answers for all tokens. The KL is exact: over the whole vocabulary."""
         tokens, mask = rollout.state["tokens"].to(self.device), rollout.mask.to(self.device)
-        longest = max(1, int(mask.any(0).nonzero().max()) + 1) if bool(mask.any()) else 1
-        prompts = [sample.prompt for sample in rollout.samples]
-        short, kept = tokens[:, :longest], mask[:, :longest]
-        logits, expected = self._asked(prompts, short, kept, values=values)
-        logits, steps = logits / self.generation.temperature, steps.to(self.device)
-        found = _at(_chosen(logits, short), steps)
-        worth = None if expected is None else _at(expected, steps)
-        if not kl:
-            return StepLikelihood(found, values=worth)
-        with torch.no_grad(), self.reference():
-            reference = (self._logits(prompts, short, kept) / self.generation.temperature).log_softmax(-1)
-        own = logits.log_softmax(-1)
-        return StepLikelihood(found, _at((own.exp() * (own - reference)).sum(-1), steps), worth)
+        prompts, heat = [sample.prompt for sample in rollout.samples], self.generation.temperature
+        answers = self._answers(prompts, tokens, mask, temperature=heat, kl=kl, values=values)
+        steps = steps.to(self.device)
+        found, drift, worth = (None if each is None else at(each, steps) for each in answers)
+        assert found is not None
+        return StepLikelihood(found, drift, worth)
+
+    def _answers(
+        self,
+        prompts: Sequence[Prompt],
+        tokens: Tensor,
+        mask: Tensor,
+        *,
+        temperature: float,
+        kl: bool = False,
+        values: bool = False,
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """Of each token its log-probability, the KL to the reference there, and what the critic expected before it:
+        float32 ``(B, T)`` each, anything where the mask is off.
+        """
+        asked = self._beginnings(prompts)
+        memory, frozen = self._memory(asked), None
+        if kl:
+            with torch.no_grad(), self.reference():
+                frozen = self._memory(asked)
+        lengths = (mask * torch.arange(1, mask.shape[1] + 1, device=self.device)).amax(1).clamp(min=1)
+        groups, longest, parts = of_one_length(lengths), int(lengths.max()), list[list[Tensor]]()
+        for rows in groups:
+            width = int(lengths[rows].max())
+            some, here = tokens[rows, :width], mask[rows, :width]
+            logits, expected = self._asked(asked, rows, some, here, memory, values=values)
+            logits = cooled(logits, temperature)
+            part = [chosen(logits, some)]
+            if kl:
+                with torch.no_grad(), self.reference():
+                    reference, _ = self._asked(asked, rows, some, here, frozen)
+                part.append(kl_of(logits.log_softmax(-1), cooled(reference, temperature).log_softmax(-1)))
+            if expected is not None:
+                part.append(expected)
+            parts.append([pad(each, (0, longest - width)) for each in part])
+        back = torch.cat(groups).argsort()
+        joined = [torch.cat(each)[back] for each in zip(*parts, strict=True)]
+        return joined[0], joined[1] if kl else None, joined[-1] if values else None
 
     def log_likelihood(self, samples: Sequence[Sample], draw: Draw) -> Tensor:
         """See Policy: the sum of the log-probabilities of a text's tokens and of its end, at temperature 1.
 
         It is exact, so the draw plays no part. A text that was cut off while it was sampled has no end.
         """
-        tokens, mask = _padded([self._completion(sample) for sample in samples], self.end)
+        tokens, mask = padded([self._completion(sample) for sample in samples], self.end)
         tokens, mask = tokens.to(self.device), mask.to(self.device)
-        logits = self._logits([sample.prompt for sample in samples], tokens, mask)
-        return torch.where(mask, _chosen(logits, tokens), 0.0).sum(1)
+        found, _, _ = self._answers([sample.prompt for sample in samples], tokens, mask, temperature=1)
+        return torch.where(mask, found, 0.0).sum(1)
 
     def length(self, sample: Sample) -> int:
         """Tokens of a sample's text, its end among them."""
@@ -284,32 +361,40 @@ class LanguagePolicy:
             )
         return tokens
 
-    def _logits(self, prompts: Sequence[Prompt], tokens: Tensor, mask: Tensor) -> Tensor:
-        return self._asked(prompts, tokens, mask)[0]
+    def _memory(self, asked: Beginnings) -> Any:
+        """What the model keeps of the prompts, all but their last token; None where every row reads its own in full."""
+        checkpointing = self.model.training  # recomputes what it did not keep
+        if checkpointing or not (self._shares and asked.repeats() and asked.tokens.shape[1] > 1):
+            return None
+        _, memory = self._next(asked.tokens[:, :-1], asked.real[:, :-1], None)
+        self._shares = can_be_shared(memory)
+        return memory if self._shares else None
 
     def _asked(
-        self, prompts: Sequence[Prompt], tokens: Tensor, mask: Tensor, *, values: bool = False
+        self, asked: Beginnings, rows: Tensor, tokens: Tensor, mask: Tensor, memory: Any, *, values: bool = False
     ) -> tuple[Tensor, Tensor | None]:
-        """What the model expected in the place of each token of the completions, float32 ``(B, T, V)``, and with
+        """What the model expected in the place of each token of the rows' completions, ``(B, T, V)``, and with
         ``values`` what its critic expected of the text before that token, float32 ``(B, T)``.
         """
-        before, real = self._left_padded(prompts)
-        everything, attended = torch.cat([before, tokens], 1), torch.cat([real, mask], 1)
-        if everything.shape[1] > self.context:
+        own, count = asked.own[rows], tokens.shape[1]
+        text = torch.cat([asked.tokens[own], tokens[:, :-1]], 1)  # nobody asks what follows the last token
+        attended = torch.cat([asked.real[own], mask[:, :-1]], 1)
+        if text.shape[1] >= self.context:
             raise InputError(
-                f"prompt and completion have {everything.shape[1]} tokens together; {self.name} can read {self.context}"
+                f"prompt and completion have {text.shape[1] + 1} tokens together; {self.name} can read {self.context}"
             )
         positions = (attended.cumsum(1) - 1).clamp(min=0)
+        start = 0 if memory is None else asked.tokens.shape[1] - 1
         with self._precise():
             answer = self.model(
-                input_ids=everything, attention_mask=attended.long(), position_ids=positions, use_cache=False,
-                logits_to_keep=tokens.shape[1] + 1, output_hidden_states=values,
+                input_ids=text[:, start:], attention_mask=attended.long(), position_ids=positions[:, start:],
+                past_key_values=None if memory is None else picked(memory, own), use_cache=memory is not None,
+                logits_to_keep=count, output_hidden_states=values,
             )  # fmt: skip
-        logits: Tensor = answer.logits[:, :-1].float()
         if not values:
-            return logits, None
+            return answer.logits, None
         assert self.value_head is not None
-        return logits, self.value_head(answer.hidden_states[-1][:, -tokens.shape[1] - 1 : -1].float())[..., 0]
+        return answer.logits, self.value_head(answer.hidden_states[-1][:, -count:].float())[..., 0]
 
     def reference(self) -> AbstractContextManager[None]:
         """See Policy: adapters off, or the frozen copy when every weight is trained."""
@@ -320,8 +405,12 @@ class LanguagePolicy:
     @contextmanager
     def _adapters_off(self) -> Iterator[None]:
         assert isinstance(self.model, PeftModel)
-        with self.model.disable_adapter():
-            yield
+        before, self._bare = self._bare, True
+        try:
+            with self.model.disable_adapter():
+                yield
+        finally:
+            self._bare = before
 
     @contextmanager
     def _swapped(self) -> Iterator[None]:
@@ -352,32 +441,3 @@ class LanguagePolicy:
                 self.model.save_pretrained(folder)
                 self.tokenizer.save_pretrained(folder)
         return place
-
-
-def _padded(rows: Sequence[list[int]], filler: int, *, left: bool = False) -> tuple[Tensor, Tensor]:
-    longest = max(len(row) for row in rows)
-    tokens = torch.full((len(rows), longest), filler)
-    mask = torch.zeros((len(rows), longest), dtype=torch.bool)
-    for i, row in enumerate(rows):
-        place = slice(longest - len(row), longest) if left else slice(0, len(row))
-        tokens[i, place] = torch.tensor(row)
-        mask[i, place] = True
-    return tokens, mask
-
-
-def _inverted(logits: Tensor, chance: Tensor) -> Tensor:
-    """int64 ``(B,)``: the tokens at which the cumulated probabilities ``(B, V)`` pass the chances in [0, 1)."""
-    cumulated = logits.double().softmax(-1).cumsum(-1)
-    token = torch.searchsorted(cumulated, chance[:, None] * cumulated[:, -1:], right=True)[:, 0]
-    return token.clamp(max=logits.shape[-1] - 1)
-
-
-def _chosen(logits: Tensor, tokens: Tensor) -> Tensor:
-    """Log-probabilities ``(B, T)`` of the tokens, without a second tensor of the logits' size."""
-    return logits.gather(-1, tokens[..., None])[..., 0] - logits.logsumexp(-1)
-
-
-def _at(values: Tensor, steps: Tensor) -> Tensor:
-    """``values (B, T)`` at steps ``(B, K)``; 0 at those beyond T, which are padding."""
-    beyond = steps >= values.shape[1]
-    return values.gather(1, steps.clamp(max=values.shape[1] - 1)).masked_fill(beyond, 0.0)
