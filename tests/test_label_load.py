@@ -84,5 +84,5 @@ def test_fifty_raters_wait_less_than_a_third_of_a_second(tmp_path: Path) -> None
 
 @pytest.mark.slow
 def test_fifty_raters_on_postgresql(postgresql: str, tmp_path: Path) -> None:
-    """Three seconds per pair: a vote is about a dozen ways there and back, each waiting for its turn on two cores."""
-    assert load(tmp_path / "study", 50, 10, 3.0, 256, postgresql)[3] < 0.3
+    """The same as above: a vote is about a dozen ways there and back, each waiting for its turn on two cores."""
+    assert load(tmp_path / "study", 50, 15, 1.0, 256, postgresql)[3] < 0.3
