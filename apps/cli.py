@@ -49,15 +49,32 @@ def align(recipe: str, overrides: tuple[str, ...], out: Path | None, resume: boo
 
 
 @main.command()
-@click.argument("model", metavar="MODEL|RUN")
-@click.option("--against", metavar="MODEL|RUN", help="What to compare with.  [default: the run's own base model]")
+@click.argument("model", metavar="MODEL|RUN|DATASET")
+@click.option(
+    "--against", metavar="NAME", help="Model or run to compare with [default: the run's base model], or real images."
+)
 @SET
-@_out("runs/evaluate-NAME")
+@_out("runs/evaluate-NAME, or DATASET")
+@click.option("--baseline", metavar="DATASET", help="Dataset to compare with, such as one made before alignment.")
+@click.option("--training", metavar="IMAGES", help="What the image model was trained on: privacy is measured against it.")
+@click.option("--model", "maker", metavar="MODEL|RUN", help="Where the image model is, if its name does not say so.")
+@click.option("--encoder", default=None, metavar="NAME", help="CLIP, or imagenet-trunk.  [default: embedded:clip]")
 @reported
-def evaluate(model: str, against: str | None, overrides: tuple[str, ...], out: Path | None) -> None:
-    """Measure a run, or a model against another, on held-out prompts."""
+def evaluate(model: str, against: str | None, overrides: tuple[str, ...], out: Path | None, **about: str | None) -> None:
+    """Measure a run or a model on held-out prompts, or a synthetic dataset against real images.
+
+    Images are a folder (with a metadata.jsonl or .csv for their table rows), a dataset, or world:NAME[?cases=N].
+    """
+    if (Path(model).expanduser() / "manifest.json").is_file():
+        from apps import evaluate_dataset
+
+        evaluate_dataset.begin(model, against, overrides, out, about)
+        return
     from apps import evaluate as command
 
+    if given := [name for name, value in about.items() if value is not None]:
+        name = "model" if given[0] == "maker" else given[0]
+        raise click.UsageError(f"--{name} is for datasets, and {model} is none (a folder with a manifest.json)")
     command.run(model, against, overrides, out)
 
 
@@ -129,21 +146,29 @@ def serve(spec: str, host: str, port: int, token: str, without_token: bool) -> N
 @click.option("--resume", is_flag=True, help="Continue the dataset in --out; what is there is kept.")
 @click.option("--dry-run", is_flag=True, help="Print what would be made; make nothing.")
 @click.option("--export", "exports", multiple=True, metavar="FORMAT", help="Hand it out in this form too; repeatable.")
+@click.option("--allow-unsafe", is_flag=True, help="Export though privacy was not assessed, or failed; it is recorded.")
 @reported
 def generate(
-    recipe: str, overrides: tuple[str, ...], out: Path | None, resume: bool, dry_run: bool, exports: tuple[str, ...]
+    recipe: str,
+    overrides: tuple[str, ...],
+    out: Path | None,
+    resume: bool,
+    dry_run: bool,
+    exports: tuple[str, ...],
+    allow_unsafe: bool,
 ) -> None:
     """Make a synthetic dataset of images, texts and table rows, as a specification asks for it.
 
-    Several processes share the work where `accelerate launch -m apps.cli generate ... --out DIR` starts them; the bytes
-    are the same.
+    Several processes share the work where `torchrun --nproc_per_node 2 -m apps.cli generate ... --out DIR` (or
+    `accelerate launch`, on GPUs) starts them; the bytes are the same.
     """
     from apps import generate as command
 
     if dry_run:
         command.plan(recipe, overrides)
         return
-    sys.exit(command.run(recipe, overrides, out, resume=resume, exports=exports))
+    done = command.run(recipe, overrides, out, resume=resume, exports=exports, allow_unsafe=allow_unsafe)
+    sys.exit(done)
 
 
 @main.command()

@@ -1,0 +1,164 @@
+"""``diffalign generate``: from a specification to a dataset of images, texts and rows."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import click
+
+from apps.catalogue import dataset_recipes, find
+from apps.progress import Status
+from diffalign.errors import ConfigError, UserError
+from diffalign.runs import require_empty, unused_folder
+from diffalign.synthesis import beginning, rows, store
+from diffalign.synthesis import spec as specification
+from diffalign.synthesis.cases import Manifest
+from diffalign.synthesis.engine import Engine, Workers
+from diffalign.synthesis.spec import Spec
+from diffalign.synthesis.store import Acceptance, Generated
+
+WORST = 5
+"""Strata that are named at the end."""
+
+
+def run(
+    recipe: str,
+    overrides: Sequence[str],
+    out: Path | None,
+    *,
+    resume: bool = False,
+    exports: Sequence[str] = (),
+    allow_unsafe: bool = False,
+) -> int:
+    """Makes the dataset, or goes on with it; returns the exit status."""
+    from apps import generate_models
+
+    if resume and out is None:
+        raise ConfigError("--resume needs --out: the folder of the dataset to continue")
+    workers = generate_models.workers()
+    if workers.count > 1 and out is None:
+        raise ConfigError("several processes need --out, so that all of them write to the same folder")
+    spec = load(recipe, overrides)
+    folder = out or unused_folder(Path("runs") / spec.name)
+    try:
+        if not resume:
+            require_empty(folder)
+        made = generate_models.Makers(spec)
+        found = rows.survey(spec)
+        manifest = made.manifest(found)
+        workers.meet()
+        if workers.rank == 0:
+            _begin(spec, folder, manifest, resume=resume)
+        workers.meet()
+        with Status() as status:
+            quiet = workers.rank > 0
+            Engine(
+                spec, folder, made.makers(), duplicates=made.duplicates, workers=workers,
+                on_progress=(lambda *_: None) if quiet else status, say=(lambda _: None) if quiet else status.say,
+            ).run()  # fmt: skip
+    except UserError as error:
+        if workers.rank:
+            sys.exit(error.exit_status)  # the first process says why
+        raise
+    except KeyboardInterrupt:
+        _interrupted(recipe, overrides, folder, workers)
+        return 130
+    if workers.rank == 0:
+        _show(folder)
+        _export(folder, exports, allow_unsafe=allow_unsafe)
+    return 0
+
+
+def load(recipe: str, overrides: Sequence[str]) -> Spec:
+    """The specification of a recipe's name, a YAML file, or the folder of a dataset."""
+    folder = Path(recipe).expanduser()
+    path = folder / store.SPEC if (folder / store.SPEC).is_file() else find(recipe, dataset_recipes())
+    return specification.load(path, overrides)
+
+
+def _begin(spec: Spec, folder: Path, manifest: Manifest, *, resume: bool) -> None:
+    if not resume:
+        beginning.begin(spec, folder, manifest)
+        click.echo(f"writing to {folder}")
+        return
+    if changed := beginning.versions_that_changed(folder, manifest.versions):
+        listed = ", ".join(f"{name} {before} -> {now}" for name, (before, now) in changed.items())
+        click.echo(f"warning: the dataset was begun with other versions, which may round otherwise: {listed}", err=True)
+    done = beginning.resume(spec, folder, manifest)
+    click.echo(f"{folder} is complete already" if done else f"continuing {folder}")
+
+
+def _interrupted(recipe: str, overrides: Sequence[str], folder: Path, workers: Workers) -> None:
+    if workers.rank:
+        return
+    if not (folder / store.SPEC).is_file():
+        click.echo("interrupted: nothing was written", err=True)
+        return
+    changed = "".join(f" --set '{override}'" for override in overrides)
+    click.echo(
+        f"interrupted: what was made is kept; continue with 'diffalign generate {recipe}{changed} --resume --out"
+        f" {folder}'",
+        err=True,
+    )
+
+
+def _show(folder: Path) -> None:
+    """What came of it: how many cases, and the strata that were hardest to fill."""
+    dataset = Generated.open(folder)
+    strata = dataset.acceptance()
+    dataset.close()
+    cases, attempts = (sum(getattr(one, name) for one in strata.values()) for name in ("accepted", "attempts"))
+    click.echo(f"{cases} cases by {attempts} attempts")
+    for line in lines(strata)[:WORST]:
+        click.echo(f"  {line}")
+    click.echo(f"dataset: {folder}")
+
+
+def lines(strata: Mapping[str, Acceptance]) -> list[str]:
+    """A line for each stratum, the hardest first: how many attempts its cases took, and which gates rejected."""
+    hardest = sorted(strata.items(), key=lambda item: item[1].accepted / max(1, item[1].attempts))
+    return [
+        f"{name}: {one.accepted} of {one.wanted} cases, {one.attempts} attempts"
+        + "".join(f", {gate} rejected {count}" for gate, count in one.rejected.items())
+        for name, one in hardest
+    ]
+
+
+def _export(folder: Path, formats: Sequence[str], *, allow_unsafe: bool) -> None:
+    """Hands the dataset out in these formats, below its own folder."""
+    if not formats:
+        return
+    from apps import dataset
+
+    for form in formats:
+        dataset.export(folder, form, None, allow_unsafe=allow_unsafe)
+
+
+def plan(recipe: str, overrides: Sequence[str]) -> None:
+    """Prints what would be made, and loads no model."""
+    spec = load(recipe, overrides)
+    found = rows.survey(spec)
+    click.echo(f"{'rows:':<20} {found.count}")
+    for name, count in found.splits.items():
+        click.echo(f"{'  ' + name + ':':<20} {count}")
+    click.echo(f"{'strata:':<20} {len(found.strata)}")
+    for name, count in found.strata.items():
+        click.echo(f"  {count:>7}  {name}")
+    click.echo(f"{'attempts:':<20} at most {spec.attempts} a row, in chunks of {spec.chunk} rows")
+    if spec.image is not None:
+        sampler = spec.image.sampler
+        calls = sampler.steps * (1 if sampler.guidance_scale == 1 else 2)
+        click.echo(f"{'images to make:':<20} {_range(found.count, spec)}, {spec.image.model}")
+        click.echo(f"{'denoiser calls:':<20} {_range(found.count * calls, spec)} (image x step x guidance branch)")
+    if spec.text is not None:
+        tokens = found.count * spec.text.generation.max_new_tokens
+        click.echo(f"{'texts to make:':<20} {_range(found.count, spec)}, {spec.text.model}")
+        click.echo(f"{'tokens to write:':<20} at most {tokens:,} in the first round, {tokens * spec.attempts:,} in all")
+    judged = len(spec.rewards) * found.count
+    click.echo(f"{'scores to give:':<20} {_range(judged, spec)}\n\n{spec.dump()}", nl=False)
+
+
+def _range(count: int, spec: Spec) -> str:
+    return f"{count:,} to {count * spec.attempts:,}"

@@ -1,0 +1,160 @@
+"""DICOM Secondary Capture, marked synthetic: ``data/SPLIT/NNNNN/NNNNNNNN.dcm``, one patient and study for each case.
+
+Where the standard has a place, that is used: the text is the image comments, the row is the acquisition context, and
+``sex`` and ``age`` (in years) of a row stand for the patient too. DICOM texts are limited in length and characters, and
+its decimals in digits; so the whole record stands, exact, as JSON in a private element (0071,xx01) as well. The side of
+a lesion is not the laterality of a body part, and no column is taken for that.
+
+There is nothing to de-identify: no element comes from a person, a scanner or a clock. Identifiers follow from the
+specification's hash and the case's id.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from diffalign.errors import InputError
+from diffalign.synthesis.cases import Case, Manifest, Value
+from diffalign.synthesis.exports.layout import Layout, Record, as_text, need_images, place
+from diffalign.synthesis.exports.pixels import Pixels, of_png, without_needless_colour
+from diffalign.synthesis.store import Generated
+
+if TYPE_CHECKING:
+    from pydicom.dataset import Dataset
+
+CREATOR, GROUP, RECORD = "DIFFALIGN", 0x0071, 0x01
+SCHEME = "99DIFFALIGN"
+_NAMESPACE = uuid.uuid5(uuid.NAMESPACE_DNS, "diffalign")
+_SEXES = {"m": "M", "male": "M", "f": "F", "female": "F", "o": "O", "other": "O"}
+_LONGEST_COMMENT, _LONGEST_WORDS = 10240, 64
+_UNFIT = re.compile(r"[\x00-\x08\x0b\x0e-\x1f\x7f-\x9f]")
+"""Control characters that no DICOM text may have."""
+
+
+def write(source: Generated, layout: Layout, folder: Path) -> None:
+    """Writes a file for each case."""
+    need_images(layout, "dicom")
+    for case in source.cases():
+        assert case.image is not None
+        path = folder / case.split / place(case.index, ".dcm")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        made = dataset(case, layout.record(case), of_png(source.image(case.image)), source.manifest)
+        made.save_as(path, enforce_file_format=True)
+
+
+def read(folder: Path, layout: Layout) -> Iterator[tuple[Record, Pixels | None]]:
+    """Every record and its pixels."""
+    from pydicom import dcmread
+
+    for split in layout.splits:
+        for path in sorted((folder / split).rglob("*.dcm")):
+            found = dcmread(path)
+            if found.get("SyntheticData") != "YES":
+                raise InputError(f"{split}/{path.name} is not marked as synthetic data")
+            text = found.private_block(GROUP, CREATOR)[RECORD].value
+            yield json.loads(text), found.pixel_array
+
+
+def dataset(case: Case, record: Record, pixels: Pixels, manifest: Manifest) -> Dataset:
+    """One case as a DICOM dataset; colour whose channels are equal is stored as the greyscale that it is."""
+    from pydicom.dataset import Dataset, FileMetaDataset
+    from pydicom.uid import ExplicitVRLittleEndian, SecondaryCaptureImageStorage
+
+    model = manifest.models.get("image") or {}
+    made = Dataset()
+    made.file_meta = FileMetaDataset()
+    made.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    made.SpecificCharacterSet = "ISO_IR 192"
+    made.ImageType = ["DERIVED", "SECONDARY"]
+    made.SOPClassUID = SecondaryCaptureImageStorage
+    made.SyntheticData = "YES"
+    made.Modality, made.ConversionType = "OT", "SYN"
+    made.Manufacturer = "diffalign"
+    made.DerivationDescription = _words(f"Made by the model {model.get('name', '')}; nothing was acquired", 1024)
+    made.StudyDescription, made.SeriesDescription = _words(manifest.name), _words(case.stratum)
+    made.BurnedInAnnotation, made.LossyImageCompression = "NO", "00"
+    for level in ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID"):
+        setattr(made, level, uid(manifest.spec_sha256, case.id, level))
+    made.file_meta.MediaStorageSOPClassUID = made.SOPClassUID
+    made.file_meta.MediaStorageSOPInstanceUID = made.SOPInstanceUID
+    made.SeriesNumber, made.InstanceNumber = 1, 1
+    for empty in ("StudyDate", "StudyTime", "StudyID", "AccessionNumber", "ReferringPhysicianName"):
+        setattr(made, empty, "")
+    made.PatientOrientation = ""
+    _patient(made, case, manifest.spec_sha256)
+    if case.text is not None and len(case.text) <= _LONGEST_COMMENT and not _UNFIT.search(case.text):
+        made.ImageComments = case.text
+    _context(made, record)
+    _pixels(made, without_needless_colour(pixels))
+    made.private_block(GROUP, CREATOR, create=True).add_new(RECORD, "UT", as_text(record))
+    return made
+
+
+def uid(spec_sha256: str, name: str, level: str) -> str:
+    """An identifier that follows from what it names, in the form that needs no registration (PS3.5, B.2)."""
+    return f"2.25.{uuid.uuid5(_NAMESPACE, json.dumps([spec_sha256, name, level])).int}"
+
+
+def _patient(made: Dataset, case: Case, spec_sha256: str) -> None:
+    short = hashlib.sha256(f"{spec_sha256} {case.id}".encode()).hexdigest()[:16].upper()
+    made.PatientID, made.PatientName, made.PatientBirthDate = f"SYN-{short}", f"SYNTHETIC^{short}", ""
+    made.PatientSex = _SEXES.get(str(case.row.get("sex")).lower(), "")
+    age = case.row.get("age")
+    if isinstance(age, int) and not isinstance(age, bool) and 0 <= age <= 999:
+        made.PatientAge = f"{age:03d}Y"
+    made.PatientIdentityRemoved, made.DeidentificationMethod = "YES", "Synthetic: there is no patient"
+
+
+def _context(made: Dataset, record: Record) -> None:
+    """The prompt and the row as content items of the Acquisition Context Module; what it cannot hold is left out."""
+    row = {name: value for name, value in record.items() if name not in ("id", "index", "split", "stratum", "text")}
+    items = (_item(number, name, value) for number, (name, value) in enumerate(row.items()))
+    made.AcquisitionContextSequence = [item for item in items if item is not None]
+
+
+def _item(number: int, name: str, value: Value) -> Dataset | None:
+    from pydicom.dataset import Dataset
+    from pydicom.valuerep import DSfloat
+
+    if value is None or value == "" or (isinstance(value, str) and _UNFIT.search(value)):
+        return None
+    item = Dataset()
+    item.ConceptNameCodeSequence = [_code(f"COLUMN-{number}", SCHEME, _words(name) or f"column {number}")]
+    if isinstance(value, bool | str):
+        item.ValueType = "TEXT"
+        item.TextValue = value if isinstance(value, str) else str(value).lower()
+    else:
+        item.ValueType = "NUMERIC"
+        item.NumericValue, item.FloatingPointValue = DSfloat(float(value), auto_format=True), float(value)
+        item.MeasurementUnitsCodeSequence = [_code("1", "UCUM", "no units")]
+    return item
+
+
+def _code(value: str, scheme: str, meaning: str) -> Dataset:
+    from pydicom.dataset import Dataset
+
+    code = Dataset()
+    code.CodeValue, code.CodingSchemeDesignator, code.CodeMeaning = value, scheme, meaning
+    return code
+
+
+def _pixels(made: Dataset, pixels: Pixels) -> None:
+    bits = pixels.dtype.itemsize * 8
+    photometric = "MONOCHROME2" if pixels.ndim == 2 else "RGB"
+    made.set_pixel_data(np.ascontiguousarray(pixels), photometric, bits, generate_instance_uid=False)
+    if pixels.ndim == 2:
+        # All levels are shown, from the lowest to the highest that the type has: nothing is known to be better.
+        made.WindowCenter, made.WindowWidth = 2 ** (bits - 1), 2**bits
+
+
+def _words(text: str, longest: int = _LONGEST_WORDS) -> str:
+    """A short text without what DICOM takes for the end of a value, cut where it is too long."""
+    return " ".join(_UNFIT.sub(" ", text).replace("\\", "/").split())[:longest]

@@ -1,0 +1,65 @@
+"""WebDataset: ``data/SPLIT-NNNNN-of-NNNNN.tar`` with ``KEY.png``, ``KEY.json`` (the record) and ``KEY.txt`` (the text).
+
+No member is a pickle, and the tar files have no time, user or mode of the machine in them. A case without a text has no
+``txt`` member, so that an empty text and none at all are told apart.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import tarfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from diffalign.errors import InputError
+from diffalign.synthesis.cases import Case
+from diffalign.synthesis.exports.layout import Layout, Record, as_text, shards
+from diffalign.synthesis.exports.pixels import Pixels, of_png
+from diffalign.synthesis.store import Generated
+
+
+def write(source: Generated, layout: Layout, folder: Path) -> None:
+    """Writes the files of a dataset into a folder."""
+    for name, cases in shards(source, layout):
+        with tarfile.open(folder / f"{name}.tar", "w", format=tarfile.USTAR_FORMAT) as tar:
+            for case in cases:
+                for suffix, data in _members(source, layout, case):
+                    member = tarfile.TarInfo(f"{case.index:08d}.{suffix}")
+                    member.size, member.mode = len(data), 0o644
+                    tar.addfile(member, io.BytesIO(data))
+
+
+def read(folder: Path, layout: Layout) -> Iterator[tuple[Record, Pixels | None]]:
+    """Every record and its pixels."""
+    for path in sorted(folder.glob("*.tar")):
+        with tarfile.open(path, "r:") as tar:
+            key, members = "", dict[str, bytes]()
+            for member in tar:
+                name, _, suffix = member.name.partition(".")
+                file = tar.extractfile(member)
+                if suffix not in ("png", "json", "txt") or file is None or "/" in name:
+                    raise InputError(f"{path.name} holds {member.name[:80]!r}, which is not png, json or txt")
+                if members and name != key:
+                    yield _case(members, layout)
+                    members = {}
+                key, members[suffix] = name, file.read()
+            if members:
+                yield _case(members, layout)
+
+
+def _members(source: Generated, layout: Layout, case: Case) -> Iterator[tuple[str, bytes]]:
+    record = layout.record(case)
+    text = record.pop("text", None)
+    if case.image is not None:
+        yield "png", source.image(case.image)
+    yield "json", as_text(record).encode("ascii")
+    if isinstance(text, str):
+        yield "txt", text.encode("utf-8")
+
+
+def _case(members: dict[str, bytes], layout: Layout) -> tuple[Record, Pixels | None]:
+    record = json.loads(members["json"])
+    if layout.texts:
+        record["text"] = members["txt"].decode("utf-8") if "txt" in members else None
+    return record, of_png(members["png"]) if "png" in members else None

@@ -1,0 +1,50 @@
+"""What pydantic finds wrong, in one sentence."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeVar, get_args
+
+from pydantic import BaseModel, ValidationError
+
+Model = TypeVar("Model", bound=BaseModel)
+
+
+def made(kind: type[Model], data: Mapping[Any, Any]) -> Model:
+    """A section from plain data; ValueError says in one sentence what is wrong in it."""
+    try:
+        return kind.model_validate({str(name): value for name, value in data.items()})
+    except ValidationError as error:
+        dotted, reason = first_of(error, kind)
+        raise ValueError(f"{dotted}: {reason}" if dotted else reason) from None
+
+
+def first_of(error: ValidationError, kind: type[BaseModel]) -> tuple[str, str]:
+    """The dotted field that the first error is about (empty for the whole), and the reason."""
+    first = error.errors()[0]
+    path = [str(part) for part in first["loc"]]
+    if first["type"] == "extra_forbidden":
+        known = _fields(path[:-1], kind)
+        near = difflib.get_close_matches(path[-1], known, n=1, cutoff=0.5)
+        hint = f"did you mean {'.'.join([*path[:-1], near[0]])}?" if near else f"fields here: {', '.join(known)}"
+        return ".".join(path), f"unknown field; {hint}"
+    if first["type"] == "missing":
+        return ".".join(path), "this field is missing"
+    reason = str(first["msg"]).removeprefix("Value error, ")
+    given = "" if first["type"] == "value_error" else f" (given: {first['input']!r})"
+    return ".".join(path), f"{reason[:1].lower()}{reason[1:]}{given}"
+
+
+def _fields(path: Sequence[str], model: type[BaseModel]) -> list[str]:
+    """The fields that there are where the path leads."""
+    for part in path:
+        if part in model.model_fields:
+            model = _section(model.model_fields[part].annotation) or model
+    return list(model.model_fields)
+
+
+def _section(annotation: Any) -> type[BaseModel] | None:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    return next((found for part in get_args(annotation) if (found := _section(part))), None)

@@ -1,0 +1,60 @@
+"""The gate between a dataset and those whom it is given to: what ``privacy.json`` says of it, and what follows."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from diffalign.errors import InputError, RefusedError
+
+NAME = "privacy.json"
+Verdict = Literal["passed", "failed", "not assessed"]
+
+
+@dataclass(frozen=True)
+class Release:
+    """What was known of the privacy of a dataset when it was handed out."""
+
+    verdict: Verdict
+    why: str
+    measures: Mapping[str, Any] = field(default_factory=dict)
+    allowed_unsafe: bool = False
+    """It was handed out although it had not passed, because somebody said so."""
+
+    def as_json(self) -> dict[str, Any]:
+        """As it stands in the manifest of an export."""
+        return asdict(self)
+
+
+def read(folder: Path) -> Release:
+    """What ``privacy.json`` in a dataset's folder says; a dataset without one was not assessed."""
+    path = folder / NAME
+    if not path.is_file():
+        return Release("not assessed", "no privacy report was made of this dataset")
+    try:
+        facts = json.loads(path.read_text(encoding="utf-8"))
+        verdict, why, measures = facts["verdict"], facts.get("why", ""), facts.get("measures", {})
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(f"{path} is not a privacy report: {error}") from None
+    if verdict not in get_args(Verdict) or not isinstance(why, str) or not isinstance(measures, dict):
+        raise InputError(
+            f"{path} is not a privacy report: its verdict is {', '.join(get_args(Verdict))}, with a reason"
+        )
+    return Release(verdict, why, measures)
+
+
+def gate(folder: Path, *, allow_unsafe: bool) -> Release:
+    """What is known, if the dataset may be handed out; it fails closed: only ``passed`` goes out by itself."""
+    found = read(folder)
+    if found.verdict == "passed":
+        return found
+    if not allow_unsafe:
+        raise RefusedError(
+            f"the privacy of this dataset is {'' if found.verdict == 'not assessed' else 'assessed, and it '}"
+            f"{found.verdict} ({found.why}), so it is not exported; assess it with `diffalign evaluate`, or hand it"
+            " out anyway with --allow-unsafe, which its card will say"
+        )
+    return Release(found.verdict, found.why, found.measures, allowed_unsafe=True)

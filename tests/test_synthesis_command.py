@@ -1,0 +1,195 @@
+"""``diffalign generate``: from the command line to a dataset, with tiny models of the real classes."""
+
+from __future__ import annotations
+
+import getpass
+import io
+import shutil
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+from PIL import Image
+
+from apps import generate, generate_models, listing
+from apps.cli import main
+from diffalign.config import AdapterConfig, SamplerConfig
+from diffalign.errors import ConfigError, NotFoundError, RefusedError, UserError
+from diffalign.synthesis import engine
+from diffalign.synthesis.store import Generated
+from diffalign.types import Prompt
+from pipelines.diffusion import DiffusionPolicy
+from pipelines.loading import load_adapter, load_policy
+from tests.synthesis_stubs import contents
+
+ROOT = Path(__file__).resolve().parent.parent
+SPEC = """name: tiny
+cases: 7
+axes: {colour: [red, green, blue], thing: [ball, cube]}
+strata: [colour]
+image: {model: MODEL, template: "a {colour} {thing}", sampler: {steps: 3, batch_size: 3}}
+rewards: [compressibility]
+gates: [blank]
+chunk: 4
+"""
+
+
+@pytest.fixture
+def tiny(tmp_path: Path, tiny_folder: Path) -> Path:
+    path = tmp_path / "tiny.yaml"
+    path.write_text(SPEC.replace("MODEL", str(tiny_folder)))
+    return path
+
+
+def test_a_dataset_from_the_command_line(tmp_path: Path, tiny: Path, tiny_folder: Path) -> None:
+    """Twice the same bytes, of which none names this machine; every record says what it was made with."""
+    for name in ("one", "two"):
+        assert generate.run(str(tiny), [], tmp_path / name) == 0
+    found = contents(tmp_path / "one")
+    assert found == contents(tmp_path / "two")
+    places = [str(tmp_path), str(tiny_folder.parent), str(Path.home()), socket.gethostname()]
+    for place in [*places, *([f"/{getpass.getuser()}/"])]:
+        assert not [name for name, data in found.items() if place.encode() in data], place
+    dataset = Generated.open(tmp_path / "one")
+    model = dataset.manifest.models["image"]
+    assert model["name"] == "model" and model["sha256"].startswith("sha256:")
+    assert {"unet", "vae", "text_encoder", "tokenizer", "scheduler"} <= set(model["parts"])
+    assert (model["steps"], model["eta"], model["guidance_scale"], model["scheduler"]) == (3, 1.0, 1.0, "DDIMScheduler")
+    assert dataset.manifest.rewards["compressibility"]["range"] == [None, 0.0]
+    policy = load_policy(str(tiny_folder), sampler=SamplerConfig(steps=3))
+    for case in dataset.cases():
+        sample = policy.rollout([Prompt(case.prompt)], [case.provenance["seed"]]).samples[0]
+        pixels = np.asarray(Image.open(io.BytesIO(dataset.image(case.image or ""))), dtype=int)
+        assert np.abs(pixels - np.asarray(sample.image, dtype=int)).max() <= 1
+        assert case.text is None and set(case.row) == {"colour", "thing"}
+    assert generate.run(str(tmp_path / "one" / "spec.yaml"), [f"image.model={tiny_folder}"], tmp_path / "one",
+                        resume=True) == 0  # fmt: skip
+    assert contents(tmp_path / "one") == found
+
+
+def test_another_batch_size_makes_the_same_images_to_a_level(tmp_path: Path, tiny: Path) -> None:
+    pixels = []
+    for size in (1, 4):
+        generate.run(str(tiny), [f"image.sampler.batch_size={size}"], tmp_path / str(size))
+        dataset = Generated.open(tmp_path / str(size))
+        images = [Image.open(io.BytesIO(dataset.image(case.image or ""))) for case in dataset.cases()]
+        pixels.append(np.stack([np.asarray(image, dtype=int) for image in images]))
+    assert np.abs(pixels[0] - pixels[1]).max() <= 1
+
+
+def test_adapters(tmp_path: Path, tiny_folder: Path) -> None:
+    """The folder of an adapter changes the images as the training policy that saved it does."""
+    settings = AdapterConfig(rank=2, alpha=2)
+    trained = load_policy(str(tiny_folder), adapter=settings, sampler=SamplerConfig(steps=2))
+    assert isinstance(trained, DiffusionPolicy)
+    for parameter in trained.trainable().values():
+        parameter.data = torch.randn(parameter.shape, generator=torch.Generator().manual_seed(0))
+    folder = trained.save(tmp_path)
+    again = load_policy(str(tiny_folder), adapter=settings, sampler=SamplerConfig(steps=2))
+    load_adapter(again, folder)
+    plain = load_policy(str(tiny_folder), sampler=SamplerConfig(steps=2))
+
+    def asked(policy: Any) -> Any:
+        return np.asarray(policy.rollout([Prompt("a red ball")], [3]).samples[0].image)
+
+    before = asked(plain)
+    generate_models.attach(plain, folder)
+    assert np.array_equal(asked(plain), asked(again)) and not np.array_equal(asked(plain), before)
+    with pytest.raises(NotFoundError, match="there is no adapter folder"):
+        generate_models.attach(plain, tmp_path / "none")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (["image.condition=table"], r"image.condition table: .* has no table encoder"),
+        (["image.model=embedded:findings-lm"], r"image.model: embedded:findings-lm makes no images"),
+        (["image.model=embedded:none"], r"there is no embedded model 'none'"),
+        (["image.adapter=nowhere"], r"there is no adapter folder nowhere"),
+        (["rewards=[readability]"], r"rewards: readability judges texts, and none are made"),
+        (["rewards=[comp]"], r"there is no reward 'comp'"),
+        (["gates=[{gate: memorised, images: nowhere}]"], r"memorised.images: there is no image in nowhere"),
+        (["device=tpu9"], r"device 'tpu9' cannot be used here"),
+    ],
+)
+def test_what_cannot_be_loaded_is_told_before_anything_is_written(
+    tmp_path: Path, tiny: Path, overrides: list[str], said: str
+) -> None:
+    with pytest.raises(UserError, match=said):
+        generate.run(str(tiny), overrides, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_bad_specification_ends_with_status_2_and_one_line(tmp_path: Path, tiny: Path) -> None:
+    tiny.write_text(tiny.read_text().replace("red", "red, red"))
+    done = CliRunner().invoke(main, ["generate", str(tiny), "--out", str(tmp_path / "out")])
+    assert done.exit_code == 2 and not (tmp_path / "out").exists()
+    assert done.output == f"error: {tiny}:3: axes.colour: the value 'red' stands there twice\n"
+    assert CliRunner().invoke(main, ["generate", "brain-dataset"]).exit_code == 2
+    done = CliRunner().invoke(main, ["generate", str(tiny), "--resume"])
+    assert done.output == "error: --resume needs --out: the folder of the dataset to continue\n"
+
+
+def test_interrupted(tmp_path: Path, tiny: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    """Ctrl-C in the second chunk: 130, and the words to go on with, which end in the bytes of a run left alone."""
+    chunk, calls = engine.Engine._chunk, list[int]()
+
+    def stopped(*args: Any) -> None:
+        calls.append(1)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        chunk(*args)
+
+    monkeypatch.setattr(engine.Engine, "_chunk", stopped)
+    assert generate.run(str(tiny), ["seed=3"], tmp_path / "out") == 130
+    hint = f"diffalign generate {tiny} --set 'seed=3' --resume --out {tmp_path / 'out'}"
+    assert hint in capsys.readouterr().err
+    with pytest.raises(ConfigError, match="not empty: choose another --out, or continue it with --resume"):
+        generate.run(str(tiny), ["seed=3"], tmp_path / "out")
+    with pytest.raises(RefusedError, match="seed was 3, and is 0"):
+        generate.run(str(tiny), [], tmp_path / "out", resume=True)
+    monkeypatch.undo()
+    assert generate.run(str(tiny), ["seed=3"], tmp_path / "out", resume=True) == 0
+    assert generate.run(str(tiny), ["seed=3"], tmp_path / "whole") == 0
+    assert contents(tmp_path / "out") == contents(tmp_path / "whole")
+
+
+def test_another_model_does_not_go_on_with_a_dataset(tmp_path: Path, tiny: Path, tiny_folder: Path,
+                                                     monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
+    """The folder has the same name, and other weights in it."""
+    monkeypatch.setattr(engine.Engine, "run", lambda self: None)
+    generate.run(str(tiny), [], tmp_path / "out")
+    other = tmp_path / "model"
+    shutil.copytree(tiny_folder, other)
+    (other / "scheduler" / "more.json").write_text("{}")
+    with pytest.raises(RefusedError, match=r"begun with other models: image.sha256 was"):
+        generate.run(str(tiny), [f"image.model={other}"], tmp_path / "out", resume=True)
+
+
+def test_the_plan_loads_no_model(tiny: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    """7 cases of 3 steps: 21 calls of the denoiser, up to 8 attempts each; by largest remainder 3 + 2 + 2."""
+    monkeypatch.setattr(generate_models, "Makers", None)
+    generate.plan(str(tiny), [])
+    said = " ".join(capsys.readouterr().out.split())
+    assert "rows: 7" in said and "3 red 2 green 2 blue" in said
+    assert "images to make: 7 to 56" in said and "denoiser calls: 21 to 168" in said
+
+
+def test_recipes_are_listed(capsys: Any) -> None:
+    listing.show("recipes")
+    assert "brain-mr-dataset (generate)" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_two_processes_make_the_same_bytes(tmp_path: Path, tiny: Path) -> None:
+    command = ["-m", "apps.cli", "generate", str(tiny), "--out"]
+    launch = ["-m", "torch.distributed.run", "--nproc_per_node", "2"]
+    subprocess.run([sys.executable, *launch, *command, str(tmp_path / "two")], cwd=ROOT, check=True, timeout=300)
+    subprocess.run([sys.executable, *command, str(tmp_path / "one")], cwd=ROOT, check=True, timeout=300)
+    assert contents(tmp_path / "one") == contents(tmp_path / "two")
