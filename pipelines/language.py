@@ -348,7 +348,8 @@ class LanguagePolicy:
     def _tokens(self, sample: Sample) -> list[int]:
         if sample.text is None:
             raise InputError("a sample has no text, so a language model cannot say how likely it is")
-        tokens = list(self.tokenizer(sample.text, add_special_tokens=False).input_ids)
+        # A text in which "</s>" is written has these letters: its end is not there.
+        tokens = list(self.tokenizer(sample.text, add_special_tokens=False, split_special_tokens=True).input_ids)
         return [*tokens, self.end] if sample.evidence.get("finished", True) else tokens
 
     def _completion(self, sample: Sample) -> list[int]:
@@ -379,9 +380,9 @@ class LanguagePolicy:
         own, count = asked.own[rows], tokens.shape[1]
         text = torch.cat([asked.tokens[own], tokens[:, :-1]], 1)  # nobody asks what follows the last token
         attended = torch.cat([asked.real[own], mask[:, :-1]], 1)
-        if text.shape[1] >= self.context:
+        if (longest := int((asked.real[own].sum(1) + mask.sum(1)).max())) > self.context:
             raise InputError(
-                f"prompt and completion have {text.shape[1] + 1} tokens together; {self.name} can read {self.context}"
+                f"prompt and completion have {longest} tokens together; {self.name} can read {self.context}"
             )
         positions = (attended.cumsum(1) - 1).clamp(min=0)
         start = 0 if memory is None else asked.tokens.shape[1] - 1

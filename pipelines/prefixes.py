@@ -6,6 +6,7 @@ Shape legend: ``U`` texts that were read, ``B`` texts that go on from them.
 from __future__ import annotations
 
 import copy
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -70,16 +71,16 @@ def of_one_length(lengths: Tensor) -> list[Tensor]:
 def folded(model: nn.Module) -> Iterator[bool]:
     """Low-rank adapters added into the weights they adapt, one product in place of three, and taken back as they were.
 
-    Yields whether that was done: only of float32 weights, where it changes nothing beyond rounding. Inside, adapters
-    that are not switched off count twice.
+    Yields whether that was done: only of float32 weights, where it changes nothing beyond rounding, and of none that
+    another layer uses too, as a head that is tied to the embedding. Inside, adapters that are not switched off count
+    twice.
     """
     adapters = [module for module in model.modules() if isinstance(module, LoraLayer)]
-    if not all(
-        isinstance(layer, Linear) and layer.get_base_layer().weight.dtype == torch.float32 for layer in adapters
-    ):
+    uses = Counter(id(weight) for _, weight in model.named_parameters(remove_duplicate=False))
+    weights = [layer.get_base_layer().weight for layer in adapters if isinstance(layer, Linear)]
+    if len(weights) < len(adapters) or any(w.dtype != torch.float32 or uses[id(w)] > 1 for w in weights):
         yield False
         return
-    weights = [layer.get_base_layer().weight for layer in adapters]
     kept = [weight.data for weight in weights]
     try:
         for layer, weight in zip(adapters, weights, strict=True):

@@ -69,7 +69,7 @@ class Reader:
         before = list(self.tokenizer(sample.prompt.text).input_ids)
         if before and before[-1] == self.end and self.end != self.tokenizer.bos_token_id:
             before = before[:-1]  # some tokenizers close every text
-        own = list(self.tokenizer(sample.text, add_special_tokens=False).input_ids)
+        own = list(self.tokenizer(sample.text, add_special_tokens=False, split_special_tokens=True).input_ids)
         return [*before, *own, self.end] if finished and self.end is not None else [*before, *own]
 
 

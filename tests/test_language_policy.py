@@ -198,6 +198,21 @@ def test_a_chat_template_is_respected() -> None:
     assert plain._prompt(Prompt("bc")) == [3 + LETTERS.index(letter) for letter in "bc"]
 
 
+def test_a_long_prompt_beside_a_long_completion_is_no_reason_to_refuse() -> None:
+    """Each fits into the context of 64; only the padding of both together would not."""
+    samples = [Sample(Prompt("ab" * 25), text="c"), Sample(Prompt("d"), text="ef" * 25)]
+    policy = made()
+    alone = [policy.log_likelihood([sample], NOTHING) for sample in samples]
+    torch.testing.assert_close(policy.log_likelihood(samples, NOTHING), torch.cat(alone), atol=1e-4, rtol=1e-5)
+
+
+def test_the_letters_of_a_special_token_are_letters() -> None:
+    model, tokenizer = tiny_language_model()
+    policy = LanguagePolicy(model, tokenizer, generation=GenerationConfig(max_new_tokens=4))
+    found = policy._tokens(Sample(Prompt("a"), text="b</s>c"))
+    assert found.count(policy.end) == 1 and found[-1] == policy.end
+
+
 def test_models_and_texts_that_cannot_be_used_are_refused() -> None:
     model, tokenizer = tiny_language_model()
     with pytest.raises(ConfigError, match="no chat template"):

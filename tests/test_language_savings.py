@@ -134,6 +134,21 @@ def test_folded_adapters_are_taken_back_to_the_bit() -> None:
     assert all(parameter.requires_grad for parameter in adapted.trainable().values())
 
 
+@pytest.mark.parametrize("targets", [["lm_head"], ["q_proj", "lm_head"]])
+def test_a_head_that_is_the_embedding_too_is_not_folded_into(targets: list[str]) -> None:
+    """Folding would change what the model reads, not only what it says."""
+    model, tokenizer = tiny_language_model(scale=2.0)
+    short, adapter = GenerationConfig(max_new_tokens=4), AdapterConfig(rank=2, targets=targets)
+    tied = moved(LanguagePolicy(model, tokenizer, adapter=adapter, generation=short), 0.2)
+    assert tied.model.get_input_embeddings().weight is tied.model.base_model.model.lm_head.get_base_layer().weight
+    with prefixes.folded(tied.model) as done:
+        assert not done
+    found, kept = tied._generate(ASKED, list(SEEDS))
+    with spendthrift(tied):
+        expected, mask = tied._generate(ASKED, list(SEEDS))
+    assert torch.equal(found, expected) and torch.equal(kept, mask)
+
+
 def test_weights_of_few_bits_are_not_folded_into() -> None:
     model, tokenizer = tiny_language_model()
     adapted = LanguagePolicy(model.to(torch.bfloat16), tokenizer, adapter=AdapterConfig(rank=2))
