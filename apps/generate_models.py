@@ -114,23 +114,17 @@ class Makers:
         origin = Origin.of(section.model, section.adapter)
         if modality_of(origin.model) != part and isinstance(locate(origin.model), Path):
             raise ConfigError(f"{part}.model: {section.model} makes no {part}s")
-        if spec.image is not None and part == "image" and spec.image.condition == "table":
-            self._require_table_encoder(origin.model)
+        by_table = spec.image is not None and part == "image" and spec.image.condition == "table"
         policy = load_policy(
             origin.model, modality=part, device=self.device, precision=spec.precision, name=section.model,
-            sampler=spec.image.sampler if spec.image else None,
-            generation=spec.text.generation if spec.text else None,
+            sampler=spec.image.sampler if spec.image and part == "image" else None,
+            generation=spec.text.generation if spec.text and part == "text" else None,
+            condition="table" if by_table else "text",
         )  # fmt: skip
         if origin.adapter is not None:
             attach(policy, origin.adapter)
         self.policies[part] = policy
         self.facts[part] = _facts(section.model, origin, policy)
-
-    def _require_table_encoder(self, model: str) -> None:
-        raise ConfigError(
-            f"image.condition table: {model} has no table encoder (a folder table_encoder), which turns the cells of a"
-            " row into conditioning; take image.condition: template"
-        )
 
     def _gates(self) -> list[gates.Gate]:
         found: list[gates.Gate] = []

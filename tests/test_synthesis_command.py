@@ -108,7 +108,7 @@ def test_adapters(tmp_path: Path, tiny_folder: Path) -> None:
 @pytest.mark.parametrize(
     ("overrides", "said"),
     [
-        (["image.condition=table"], r"image.condition table: .* has no table encoder"),
+        (["image.condition=table"], r"condition table: .* has no table encoder"),
         (["image.model=embedded:findings-lm"], r"image.model: embedded:findings-lm makes no images"),
         (["image.model=embedded:none"], r"there is no embedded model 'none'"),
         (["image.adapter=nowhere"], r"there is no adapter folder nowhere"),

@@ -67,15 +67,16 @@ def share(hits: NDArray[np.bool_], drawn: Floats | None = None) -> Estimate:
 def difference(after: Estimate, before: Estimate) -> dict[str, Any]:
     """After minus before: ``value`` and ``ci95``.
 
-    By the resamples where both have them (paired where they share cases). Where these do not differ, as with shares of
+    By the resamples where both have them (paired where they share cases). Where no resample differs, as with shares of
     exactly 0 or 1, and without resamples, by the two intervals (Newcombe 1998; Zou & Donner 2008), as if the cases were
     others.
     """
     gap = after.value - before.value
     if not math.isfinite(gap):
         return {"value": None, "ci95": None}
-    apart = after.replicates - before.replicates if after.replicates.shape == before.replicates.shape else EMPTY
-    if len(apart) and np.ptp(apart) > 0:
+    pairs = after.replicates.shape == before.replicates.shape and len(after.replicates) > 0
+    if pairs and max(np.ptp(after.replicates), np.ptp(before.replicates)) > 0:
+        apart = after.replicates - before.replicates
         low, high = gap + np.quantile(apart - apart.mean(), [0.025, 0.975])
         return {"value": gap, "ci95": [float(low), float(high)]}
     if after.ends is None or before.ends is None:

@@ -268,9 +268,8 @@ def closest_records(
     """
     from diffalign.synthesis.tabular import gower
 
-    columns = {
-        name: kind for name, kind in kinds.items() if all(name in rows[0] for rows in (training, held_out) if rows)
-    }
+    there = [{name for row in side for name in row} for side in (training, held_out)]
+    columns = {name: kind for name, kind in kinds.items() if all(name in side for side in there)}
     if not (rows and training and held_out and columns):
         return unmeasured("training and held-out images have no table with these columns")
     own, other = gower(rows, training, columns), gower(held_out, training, columns)

@@ -107,9 +107,10 @@ def _correlation(rows: Rows, names: tuple[str, str]) -> float | None:
     """Pearson's; None where fewer than two rows have both, or one of them never changes."""
     known = [tuple(row.get(name) for name in names) for row in rows]
     values = np.array([pair for pair in known if None not in pair], dtype=np.float64).reshape(-1, 2)
-    if len(values) < 2 or not np.ptp(values, axis=0).all():
+    if len(values) < 2 or (values == values[0]).all(axis=0).any():
         return None
-    return float(np.corrcoef(values.T)[0, 1])
+    first, second = (values - values.mean(0)).T
+    return float(first @ second / math.sqrt((first @ first) * (second @ second)))
 
 
 def marginal(rows: Rows, name: str, kind: str) -> dict[str, Any]:

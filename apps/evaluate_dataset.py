@@ -1,0 +1,226 @@
+"""``diffalign evaluate DATASET --against REAL``: fidelity, use, table and privacy of a synthetic dataset."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import click
+import torch
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from apps.dataset_features import Encoder, Looks, Made, encoder, look, source, tensor
+from apps.dataset_privacy import report
+from apps.progress import Status
+from diffalign.errors import ConfigError, InputError
+from diffalign.runs import write_text
+from diffalign.synthesis import estimates, fidelity, privacy, release, sums, tabular, utility
+from diffalign.synthesis.cases import Value
+from diffalign.synthesis.estimates import Estimate
+
+NAME = "evaluation.json"
+MOST_LABELS = 12
+"""A category with more values is no group to be measured by."""
+NO_INDEX = "no training images were given (--training), and without them nothing can be said"
+
+
+@dataclass(frozen=True)
+class Found:
+    """What was measured of one dataset."""
+
+    whole: Mapping[str, Estimate]
+    groups: Mapping[str, Mapping[str, Estimate]]
+    too_few: Sequence[str]
+    use: Mapping[str, Mapping[str, Estimate]]
+    table: Mapping[str, Any] | None
+    n: int
+
+    def to_json(self, encode: Encoder) -> dict[str, Any]:
+        """The part of ``evaluation.json`` that is about one dataset."""
+        return {
+            "fidelity": {
+                "encoder": encode.to_json(),
+                "nearest": fidelity.NEAREST,
+                "all": estimates.to_json(self.whole),
+                "groups": {name: estimates.to_json(group) for name, group in self.groups.items()},
+                "too_few": list(self.too_few),
+            },
+            "utility": {name: estimates.to_json(by) for name, by in self.use.items()},
+            "table": self.table,
+            "n": self.n,
+        }
+
+
+def begin(
+    dataset: str, against: str | None, overrides: Sequence[str], out: Path | None, about: Mapping[str, str | None]
+) -> None:
+    """Checks what the command line asks of a dataset, and does it."""
+    if overrides:
+        raise ConfigError(f"{dataset} is a dataset, and --set is for models and runs")
+    if against is None:
+        raise ConfigError(f"{dataset} is a dataset: say with which real images to compare it, --against IMAGES")
+    encoder_name = about.get("encoder") or "embedded:clip"
+    run(Path(dataset), against, about.get("baseline"), about.get("training"), about.get("maker"), encoder_name, out)
+
+
+def run(
+    folder: Path,
+    against: str,
+    baseline: str | None,
+    training: str | None,
+    model: str | None,
+    encoder_name: str,
+    out: Path | None,
+) -> None:
+    """Measures, writes evaluation.json and privacy.json beside the dataset (or to ``out``), and prints the table."""
+    made, real = Made(folder.expanduser()), source(against)
+    base = source(baseline) if baseline else None
+    if base is not None and not isinstance(base, Made):
+        raise ConfigError(f"--baseline {baseline} is no dataset that `diffalign generate` made")
+    if model is not None and training is None:
+        raise ConfigError("--model is asked about training images; name them by --training")
+    index = source(training, training=True) if training else None
+    encode = encoder(encoder_name)
+    place = out or made.generated.folder
+    with Status() as status:
+        known = look(real, encode, status)
+        if len(known) <= fidelity.NEAREST:
+            raise InputError(f"{against} has {len(known)} images; it needs more than {fidelity.NEAREST}")
+        pixels = tensor(real, known.index)
+        own = look(made, encode, status)
+        safe = privacy.unassessed(NO_INDEX)
+        if index is not None:
+            safe = report(made, own, real, known, index, look(index, encode, status, most=None), model, status)
+        found = measure(made, own, known, pixels, encode, status)
+        other = None if base is None else measure(base, look(base, encode, status), known, pixels, encode, status)
+    facts: dict[str, Any] = {
+        "dataset": made.name,
+        "spec_sha256": made.generated.manifest.spec_sha256,
+        "against": {"name": real.name, "n": len(known)},
+        **found.to_json(encode),
+        "privacy": {"verdict": safe["verdict"], "why": safe["why"]},
+        "notes": fidelity.notes(len(own), len(known)),
+    }
+    if base is not None and other is not None:
+        facts["baseline"] = {
+            "dataset": base.name, "spec_sha256": base.generated.manifest.spec_sha256, **other.to_json(encode),
+            "difference": compared(found, other),
+        }  # fmt: skip
+    place.mkdir(parents=True, exist_ok=True)
+    write_text(place / NAME, _dumps(facts))
+    write_text(place / release.NAME, _dumps(safe))
+    if (place / sums.NAME).is_file():
+        sums.add(place, NAME, release.NAME)
+    show(facts, found, other, safe)
+    click.echo(f"written to {place}: {NAME}, {release.NAME}")
+
+
+def _dumps(facts: Mapping[str, Any]) -> str:
+    return json.dumps(facts, indent=2, allow_nan=False, ensure_ascii=False) + "\n"
+
+
+def measure(made: Made, own: Looks, real: Looks, pixels: torch.Tensor, encode: Encoder, status: Status) -> Found:
+    """Everything that one dataset is measured by against real images."""
+    status(f"comparing {made.name}", 0, 3)
+    strata = made.strata
+    labels = (
+        [groups_of(row, made.kinds, strata) for row in own.rows],
+        [groups_of(row, made.kinds, strata) for row in real.rows],
+    )
+    groups, few = fidelity.by_group(own.features, real.features, *labels, clip=encode.clip)
+    whole = fidelity.fidelity(own.features, real.features, clip=encode.clip)
+    status(f"comparing {made.name}", 1, 3)
+    use: dict[str, dict[str, Estimate]] = {}
+    tasks = utility.tasks(own.rows, real.rows, made.kinds)
+    seen = tensor(made, own.index) if tasks else torch.empty(0)
+    for number, (name, task) in enumerate(tasks.items()):
+        use[name] = {
+            "probe": utility.accuracy(utility.probe(task, own.features, real.features)),
+            "network": utility.accuracy(utility.network(task, seen, pixels)),
+            "guessing": utility.by_guessing(task),
+        }
+        status(f"training on {made.name}", number + 1, len(tasks))
+    table = tabular.fidelity(own.rows, real.rows, made.kinds) if any(real.rows) else None
+    return Found(whole, groups, few, use, table, len(own))
+
+
+def groups_of(row: Mapping[str, Value], kinds: Mapping[str, str], strata: Sequence[str]) -> dict[str, str]:
+    """The groups that a case is in: its stratum, and by each category its value."""
+    found = {
+        name: str(row[name])
+        for name, kind in kinds.items()
+        if kind in ("category", "boolean") and row.get(name) is not None
+    }
+    if len(strata) > 1:
+        found["stratum"] = " / ".join(str(row[name]) for name in strata if row.get(name) is not None)
+    return found
+
+
+def compared(found: Found, other: Found) -> dict[str, Any]:
+    """Dataset minus baseline, of every number that both have."""
+    return {
+        "fidelity": {
+            name: estimates.difference(found.whole[name], other.whole[name])
+            for name in found.whole
+            if name != "vendi_real"
+        },
+        "utility": {
+            name: {by: estimates.difference(values[by], other.use[name][by]) for by in ("probe", "network")}
+            for name, values in found.use.items()
+            if name in other.use
+        },
+    }
+
+
+def show(facts: Mapping[str, Any], found: Found, other: Found | None, safe: Mapping[str, Any]) -> None:
+    """Prints what was measured; groups stand in evaluation.json alone."""
+    against, encode = facts["against"], facts["fidelity"]["encoder"]
+    by = f"{encode['name']} ({encode['sha256'][:19]})"
+    title = f"{found.n} synthetic images against {against['n']} of {against['name']}, by {by}"
+    table = Table(title=title, title_justify="left", box=box.SIMPLE)
+    headings = ["measure", "dataset (95 % interval)"]
+    headings += [] if other is None else ["baseline", "difference (95 % interval)"]
+    for heading in headings:
+        table.add_column(heading, justify="left" if heading == "measure" else "right", no_wrap=True)
+    gaps = facts.get("baseline", {}).get("difference", {"fidelity": {}, "utility": {}})
+    for name, estimate in found.whole.items():
+        better = " (less is better)" if name in fidelity.LESS_IS_BETTER else ""
+        last = other.whole.get(name) if other else None
+        table.add_row(*_row(name.replace("_", " of ") + better, estimate, last, gaps["fidelity"].get(name)))
+    for attribute, values in found.use.items():
+        for way, words in (("probe", "linear probe"), ("network", "small network"), ("guessing", "by guessing")):
+            last = other.use.get(attribute, {}).get(way) if other else None
+            gap = gaps["utility"].get(attribute, {}).get(way)
+            table.add_row(*_row(f"{attribute}, {words} on real", values[way], last, gap))
+    console = Console(width=None if Console().is_terminal else 140)
+    console.print(table)
+    if found.table and found.table["column_shapes"] is not None:
+        pairs = found.table["pair_trends"]
+        console.print(
+            f"table: column shapes {found.table['column_shapes']:.3f}"
+            + ("" if pairs is None else f", pair trends {pairs:.3f}"), highlight=False,
+        )  # fmt: skip
+    for note in facts["notes"]:
+        console.print(note, highlight=False, soft_wrap=True)
+    console.print(f"privacy: {safe['verdict']}: {safe['why']}", highlight=False, soft_wrap=True, markup=False)
+    for name, one in safe["measures"].items():
+        line = f"  {privacy.shown(name)}: {one['verdict']}: {one['why']}"
+        console.print(line, highlight=False, soft_wrap=True, markup=False)
+
+
+def _row(name: str, own: Estimate, last: Estimate | None, gap: Mapping[str, Any] | None) -> list[str]:
+    cells = [name, f"{own.value:.3f}{_ends(own.ends)}"]
+    if last is not None:
+        cells.append(f"{last.value:.3f}")
+        if gap and gap["value"] is not None:
+            cells.append(f"{gap['value']:+.3f}{_ends(gap['ci95'], '+.3f')}")
+    return cells
+
+
+def _ends(ends: Sequence[float] | None, form: str = ".3f") -> str:
+    return "" if ends is None else f" ({ends[0]:{form}} to {ends[1]:{form}})"
