@@ -127,7 +127,7 @@ bench-grpo: $(INSTALLED) ## Repeat the comparison with TRL's GRPO
 ##@ Rebuild
 
 .PHONY: embedded
-embedded: embedded-data embedded-emoji embedded-brain-mr embedded-clip embedded-checker embedded-findings-lm ## Train the embedded models anew into build/ (hours)
+embedded: embedded-data embedded-emoji embedded-brain-mr embedded-table embedded-clip embedded-checker embedded-findings-lm ## Train the embedded models anew into build/ (hours)
 
 .PHONY: embedded-data
 embedded-data: $(INSTALLED_EMBEDDED)
@@ -137,6 +137,10 @@ embedded-data: $(INSTALLED_EMBEDDED)
 embedded-emoji embedded-brain-mr: embedded-%: $(INSTALLED)
 	$(PY) -m pipelines.embedded.autoencoder $* --out build/autoencoder-$*
 	$(PY) -m pipelines.embedded.denoiser $* --autoencoder build/autoencoder-$* --work build/work --out build/$*
+
+.PHONY: embedded-table
+embedded-table: embedded-brain-mr
+	$(PY) -m pipelines.embedded.table_encoder --model build/brain-mr --work build/work
 
 .PHONY: embedded-clip
 embedded-clip: $(INSTALLED)

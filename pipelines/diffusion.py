@@ -28,11 +28,14 @@ from diffalign.runs import new_folder
 from diffalign.types import Capability, Draw, Modality, Prompt, Rollout, Sample, StepLikelihood
 from pipelines.families import Family
 from pipelines.per_image import PerImage
+from pipelines.table_encoder import FOLDER, Codes, TableEncoder
 
 ATTENTION = ["to_q", "to_k", "to_v", "to_out.0"]
 EVERYTHING = [*ATTENTION, "proj_in", "proj_out", "ff.net.0.proj", "ff.net.2", "conv1", "conv2", "conv_shortcut"]
 KNOWN_TEXTS = 2048
 """Embeddings that are kept: 0.5 GB of Stable Diffusion 1.5's."""
+Asked = str | Codes
+"""What conditions the denoiser: a text, or the codes of a table row."""
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -58,8 +61,12 @@ class DiffusionPolicy:
         precision: str = "fp32",
         gradient_checkpointing: bool = False,
         seed: int = 0,
+        table: TableEncoder | None = None,
     ) -> None:
-        """Trains a LoRA (``adapter``), every weight of the denoiser (``full``), or nothing (sampling only)."""
+        """Trains a LoRA (``adapter``), every weight of the denoiser (``full``), or nothing (sampling only).
+
+        With ``table`` it is the attributes of a prompt that condition the denoiser, in place of its text.
+        """
         self.family, self.name = family, name
         self.sampler = sampler or SamplerConfig()
         self.device = torch.device(device)
@@ -68,7 +75,8 @@ class DiffusionPolicy:
         self.adapter = adapter
         self.gradient_checkpointing = gradient_checkpointing
         self._frozen: nn.Module | None = None
-        self._text: dict[str, Tensor] = {}
+        self.table = table.to(self.device) if table is not None else None
+        self._text: dict[Asked, Tensor] = {}
         self._encoded = PerImage()
         pipeline = family.pipeline
         for module in (pipeline.vae, pipeline.text_encoder, family.denoiser):
@@ -128,22 +136,51 @@ class DiffusionPolicy:
         return torch.stack(drawn).to(self.device)
 
     def _encode(self, prompts: Sequence[Prompt]) -> Tensor:
-        """Text conditioning ``(2B, L, D)`` (negative first) under guidance, else ``(B, L, D)``; encoded once a text."""
-        texts = [prompt.text for prompt in prompts]
+        """Conditioning ``(2B, L, D)`` (negative or empty row first) under guidance, else ``(B, L, D)``."""
+        asked = [self._asked(prompt) for prompt in prompts]
         if self.guided:
-            texts = [prompt.negative for prompt in prompts] + texts
-        return self._embed(texts)
+            asked = [self._unasked(prompt) for prompt in prompts] + asked
+        return self._embed(asked)
 
-    def _embed(self, texts: Sequence[str]) -> Tensor:
-        """Embeddings ``(B, L, D)``. A text is encoded once, while not too many others come in between, and by itself:
-        in a batch its last bits would depend on the others.
+    def _asked(self, prompt: Prompt) -> Asked:
+        """The prompt's text, or the codes of its row, which may have more columns than the encoder reads.
+
+        Raises ConfigError where it has none of them.
         """
-        missing = [text for text in dict.fromkeys(texts) if text not in self._text]
+        if self.table is None:
+            return prompt.text
+        cells = {name: prompt.attributes[name] for name in self.table.columns if name in prompt.attributes}
+        if not cells:
+            raise ConfigError(
+                f"prompt {prompt.key[:60]!r} has no table row to condition on; the table encoder of {self.name} reads"
+                f" {', '.join(self.table.columns)}"
+            )
+        return self.table.codes(cells)
+
+    def _unasked(self, prompt: Prompt) -> Asked:
+        """What conditions the unconditional branch of guidance."""
+        if self.table is None:
+            return prompt.negative
+        if prompt.negative:
+            raise ConfigError(
+                f"negative {prompt.negative[:60]!r} is a text, and the model is conditioned on table rows"
+            )
+        return self.table.empty
+
+    def _embed(self, asked: Sequence[Asked]) -> Tensor:
+        """Embeddings ``(B, L, D)``. A text or row is encoded once, while not too many others come in between, and by
+        itself: in a batch its last bits would depend on the others.
+        """
+        missing = [one for one in dict.fromkeys(asked) if one not in self._text]
         if len(self._text) + len(missing) > KNOWN_TEXTS:
-            self._text = {text: self._text[text] for text in dict.fromkeys(texts) if text in self._text}
-        for text in missing:
-            self._text[text] = self.family.encode_text([text])[0]
-        return torch.stack([self._text[text] for text in texts])
+            self._text = {one: self._text[one] for one in dict.fromkeys(asked) if one in self._text}
+        for one in missing:
+            if isinstance(one, str):
+                self._text[one] = self.family.encode_text([one])[0]
+            else:
+                assert self.table is not None
+                self._text[one] = self.table.states([one])[0]
+        return torch.stack([self._text[one] for one in asked])
 
     @property
     def guided(self) -> bool:
@@ -202,7 +239,7 @@ class DiffusionPolicy:
         noise = self._noise(draw.seeds, 1)[:, 0]
         timesteps, signal = self.family.noise_level(draw.time.to(self.device))
         noisy = denoising.noised(clean, noise, signal)
-        text = self._embed([sample.prompt.text for sample in samples])
+        text = self._embed([self._asked(sample.prompt) for sample in samples])
         with torch.autocast(self.device.type, self.precision, enabled=self.precision != torch.float32):
             output = self.family.denoise(noisy, timesteps, text)
         return denoising.denoising_residual(output.float(), clean, noise, signal, self.family.prediction)
@@ -261,6 +298,8 @@ class DiffusionPolicy:
         if not self.adapter:
             with new_folder(run / "model") as folder:
                 pipeline.save_pretrained(folder)
+                if self.table is not None:
+                    self.table.save(folder / FOLDER)
             return run / "model"
         with new_folder(run / "adapter") as folder:
             metadata = _collate_lora_metadata({"unet": self.family.denoiser})

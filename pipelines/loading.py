@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from diffusers import DiffusionPipeline, StableDiffusionPipeline
@@ -20,6 +20,7 @@ from pipelines.diffusion import DiffusionPolicy
 from pipelines.families import Family, StableDiffusion
 from pipelines.language import LanguagePolicy
 from pipelines.naming import EMBEDDED, embedded_models, locate, modality_of
+from pipelines.table_encoder import FOLDER, TableEncoder
 
 __all__ = [
     "EMBEDDED",
@@ -28,6 +29,7 @@ __all__ = [
     "load_family",
     "load_language_model",
     "load_policy",
+    "load_table_encoder",
     "locate",
     "modality_of",
 ]
@@ -75,7 +77,7 @@ def _not_loaded(model: str, local: bool, error: Exception) -> InputError | NotFo
     return NotFoundError(f"model {model} is not on this machine and could not be fetched: {reason}")
 
 
-def load_policy(
+def load_policy(  # noqa: PLR0913 - one keyword for each choice that a model is loaded with
     model: str,
     *,
     modality: Modality | None = None,
@@ -89,20 +91,44 @@ def load_policy(
     gradient_checkpointing: bool = False,
     seed: int = 0,
     name: str | None = None,
+    condition: Literal["text", "table"] = "text",
 ) -> DiffusionPolicy | LanguagePolicy:
     """The model of that name, to sample from, or to align by a LoRA (``adapter``) or in every weight (``full``).
 
-    ``modality`` is needed for a language model of the hub only. ``sampler`` is for images, ``generation`` for texts.
+    ``modality`` is needed for a language model of the hub only. ``sampler`` is for images, ``generation`` for texts;
+    raises ConfigError for the other's.
+    ``condition="table"`` conditions an image model on the attributes of its prompts, by its table encoder.
     """
     options: dict[str, Any] = {
         "name": name or model, "adapter": adapter, "full": full, "device": device, "precision": precision,
         "gradient_checkpointing": gradient_checkpointing, "seed": seed,
     }  # fmt: skip
     if (modality or modality_of(model)) == "text":
+        if condition == "table":
+            raise ConfigError(f"condition table: {model} makes texts, and only image models have a table encoder")
+        if sampler is not None:
+            raise ConfigError(f"sampler: {model} makes texts; say by generation=GenerationConfig(...) how")
         return LanguagePolicy(*load_language_model(model), generation=generation, critic=critic, **options)
+    if generation is not None:
+        raise ConfigError(f"generation: {model} makes images; say by sampler=SamplerConfig(...) how")
     if critic:
         raise ConfigError(f"credit.rule gae: {model} makes images, and no critic says what a denoising step is worth")
-    return DiffusionPolicy(load_family(model), sampler=sampler, **options)
+    if condition == "text":
+        return DiffusionPolicy(load_family(model), sampler=sampler, **options)
+    table, family = load_table_encoder(model), load_family(model)
+    if (wide := table.sizes["width"]) != (wanted := family.encode_text([""]).shape[-1]):
+        raise InputError(f"table encoder of {model} makes tokens of width {wide}, and the denoiser reads {wanted}")
+    return DiffusionPolicy(family, sampler=sampler, table=table, **options)
+
+
+def load_table_encoder(model: str) -> TableEncoder:
+    """The table encoder of an image model. Raises NotFoundError where it has none."""
+    where = locate(model)
+    if not isinstance(where, Path) or not (where / FOLDER).is_dir():
+        raise NotFoundError(
+            f"condition table: {model} has no table encoder, a folder {FOLDER}, which turns a row into conditioning"
+        )
+    return TableEncoder.load(where / FOLDER)
 
 
 def load_adapter(policy: DiffusionPolicy | LanguagePolicy, folder: Path) -> None:
