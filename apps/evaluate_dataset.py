@@ -113,7 +113,7 @@ def run(
         }  # fmt: skip
     place.mkdir(parents=True, exist_ok=True)
     write_text(place / NAME, _dumps(facts))
-    write_text(place / release.NAME, _dumps(safe))
+    write_text(place / release.NAME, _dumps(safe | release.about(made.generated.folder)))
     if (place / sums.NAME).is_file():
         sums.add(place, NAME, release.NAME)
     show(facts, found, other, safe)

@@ -328,6 +328,7 @@ def test_a_card_is_text_and_no_markup(tmp_path: Path) -> None:
         (None, "not assessed"),
         ({"verdict": "not assessed", "why": "there is no training index"}, "there is no training index"),
         ({"verdict": "failed", "why": "31 of 100 images are copies", "measures": {}}, "31 of 100 images are copies"),
+        ({"verdict": "passed", "why": "no copies", "journal_sha256": "0" * 64}, "of another dataset"),
     ],
 )
 def test_what_did_not_pass_is_not_handed_out(report: dict[str, Any] | None, said: str, tmp_path: Path) -> None:
@@ -347,6 +348,7 @@ def test_what_did_not_pass_is_not_handed_out(report: dict[str, Any] | None, said
 def test_what_passed_is_handed_out_with_its_numbers(tmp_path: Path) -> None:
     made = generated(tmp_path / "made", 4)
     report = {"verdict": "passed", "why": "no copies", "measures": {"share of copies": {"value": 0.0125, "n": 80}}}
+    report |= release.about(made.folder)
     (made.folder / "privacy.json").write_text(json.dumps(report))
     card = (exports.export(made, "png", tmp_path / "out") / "README.md").read_text()
     assert "| share of copies / value | 0.0125 |\n| share of copies / n | 80 |" in card and "passed its tests" in card

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -9,8 +10,11 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from diffalign.errors import InputError, RefusedError
+from diffalign.synthesis import store
 
 NAME = "privacy.json"
+OF = "journal_sha256"
+"""The field that says of which cases the report is."""
 Verdict = Literal["passed", "failed", "not assessed"]
 
 
@@ -29,8 +33,13 @@ class Release:
         return asdict(self)
 
 
+def about(folder: Path) -> dict[str, str]:
+    """What binds a report to the dataset in this folder: the hash of its journal, in which all its cases stand."""
+    return {OF: hashlib.sha256((folder / store.JOURNAL).read_bytes()).hexdigest()}
+
+
 def read(folder: Path) -> Release:
-    """What ``privacy.json`` in a dataset's folder says; a dataset without one was not assessed."""
+    """What ``privacy.json`` in a dataset's folder says; a dataset without one, or with another's, was not assessed."""
     path = folder / NAME
     if not path.is_file():
         return Release("not assessed", "no privacy report was made of this dataset")
@@ -43,6 +52,8 @@ def read(folder: Path) -> Release:
         raise InputError(
             f"{path} is not a privacy report: its verdict is {', '.join(get_args(Verdict))}, with a reason"
         )
+    if verdict == "passed" and facts.get(OF) != about(folder)[OF]:
+        return Release("not assessed", "the privacy report beside it is of another dataset, or of other cases")
     return Release(verdict, why, measures)
 
 
