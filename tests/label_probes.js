@@ -34,6 +34,18 @@
     return performance.now() - start;
   },
 
+  // Presses keys where the focus is, so many ms apart; returns the longest time between two.
+  async typed([names, ms]) {
+    const times = [];
+    for (const key of names) {
+      times.push(performance.now());
+      const code = /^[0-9]$/.test(key) ? `Digit${key}` : "";
+      document.activeElement.dispatchEvent(new KeyboardEvent("keydown", { key, code, bubbles: true, cancelable: true }));
+      await new Promise((resolve) => setTimeout(resolve, ms));
+    }
+    return Math.max(...times.slice(1).map((time, index) => time - times[index]));
+  },
+
   // What of the buttons lies outside the window, or is cut off; whether the page scrolls; the sizes of the pictures.
   room() {
     const low = [...document.querySelectorAll(".vote, .action, .strength, .prompt")];
@@ -92,8 +104,9 @@
       for (let at = one; at; at = at.parentElement) product *= Number(getComputedStyle(at).opacity);
       return product;
     };
+    const off = ".action[aria-disabled=true]"; // what is switched off is exempt
     const written = (one) => [...one.childNodes].some((node) => node.nodeType === Node.TEXT_NODE && node.data.trim());
-    const texts = [...document.querySelectorAll("#pane *")].filter((one) => one.checkVisibility() && written(one));
+    const texts = [...document.querySelectorAll("#pane *")].filter((one) => one.checkVisibility() && written(one) && !one.closest(off));
     return texts.map((one) => {
       const ground = behind(one);
       const share = opacity(one);

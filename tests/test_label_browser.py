@@ -606,6 +606,90 @@ def test_digits_answer_the_questions_while_the_keys_are_there(sit: Sit, server: 
     assert (vote.choice, vote.criteria) == ("right", {"anatomy": "tie", "realism": {"left": 3, "right": 2}})
 
 
+def test_escape_out_of_the_questions_gives_the_digits_back_at_once(sit: Sit, server: Server, study: Study) -> None:
+    """Within a question and after the last one. A digit too many after the last is not taken, and the page says so."""
+    seat = sit(server, RATERS[15])
+    given = {"anatomy": "left", "realism": {"left": 3, "right": 2}}
+    for keys in (["q", "1", "3", "2", "2", "Escape", "l", "2"], ["q", "1", "3", "2", "q", "Escape", "l", "2"]):
+        token = seat.token()
+        longest = seat.probe("typed", [keys, 60])
+        if longest < 200:  # else the machine was too busy to be hasty, and a second 2 is a vote
+            seat.another(token)
+            (vote,) = votes(study, token)
+            assert (vote.choice, vote.strength, vote.criteria) == ("right", 3, given)
+        else:
+            seat.another(token)
+    token = seat.token()
+    longest = seat.probe("typed", [["q", "1", "3", "2", "2"], 30])
+    if longest < 200:
+        assert seat.page.inner_text(".hold") == "Not taken: it came right after the last question. Press it again"
+        assert (seat.token(), votes(study, token)) == (token, [])
+        seat.digits("pair")
+        seat.page.wait_for_selector(".hold", state="hidden")
+        seat.act("2")
+    seat.another(token)
+    assert [vote.choice for vote in votes(study, token)] == ["right"]
+
+
+def test_a_scale_counts_when_both_sides_are_rated(tmp_path: Path, sit: Sit) -> None:
+    """The counter, and the word beside a question that must be answered."""
+    rules = Protocol.parse(PROTOCOL + "criteria_required: true\n")
+    with serving(made(tmp_path / "study", mixed_pairs(1), rules).folder) as server:
+        seat = sit(server, None)
+        seat.page.click("[data-criterion=anatomy] label:nth-child(1)")
+        seat.page.keyboard.press("1")
+        seat.page.wait_for_selector("[data-criterion=realism][data-missing]")
+        seat.page.click("[data-criterion=realism] .cell.left >> nth=1")
+        assert seat.page.inner_text(".answered") == "1/2"
+        assert seat.page.is_visible("[data-criterion=realism][data-missing]")
+        seat.page.click("[data-criterion=realism] .cell.right >> nth=1")
+        assert seat.page.inner_text(".answered") == "2/2"
+        assert not seat.page.is_visible("[data-criterion=realism][data-missing]")
+
+
+def test_undo_is_off_while_there_is_nothing_to_take_back(tmp_path: Path, sit: Sit) -> None:
+    """At first; not after an answer or a flag; again when that was taken back. Sentences begin with a capital."""
+    with serving(made(tmp_path / "study", mixed_pairs(3)).folder) as server:
+        seat = sit(server, None)
+
+        def off() -> bool:
+            return bool(seat.page.get_attribute("[data-action=undo]", "aria-disabled") == "true")
+
+        assert off()
+        seat.page.keyboard.press("u")
+        assert seat.said() == "There is nothing to take back"
+        seat.act("1")
+        assert not off()
+        seat.act("u")
+        assert off()
+        for key in ("f", "1"):
+            seat.page.keyboard.press(key)
+        seat.act("Enter")
+        assert not off()
+        seat.page.route("**/api/skip*", lambda route: route.fulfill(status=409, json={"error": "no, says the server"}))
+        seat.page.keyboard.press("s")
+        seat.page.wait_for_selector(".said:text-is('No, says the server')")
+
+
+def test_marks_show_their_kind(sit: Sit, server: Server) -> None:
+    """A ring in the colour that the legend over the pair gives to the kind, and its name while it is looked at."""
+    seat = sit(server, RATERS[18])
+    to_greys(seat)
+    box = seat.page.locator(".picture.left").bounding_box()
+    seat.page.mouse.click(box["x"] + box["width"] - 40, box["y"] + box["height"] / 2)
+    seat.page.keyboard.press("p")
+    assert seat.page.inner_text(".legend [data-now]") == "wrong finding"
+    seat.page.mouse.click(box["x"] + box["width"] - 140, box["y"] + box["height"] / 2)
+    ring = "(one) => getComputedStyle(one).borderColor"
+    dot = "(one) => getComputedStyle(one, '::before').borderColor"
+    rings = [seat.page.locator(".mark .number").nth(i).evaluate(ring) for i in range(2)]
+    assert rings == [seat.page.locator(".legend li").nth(i).evaluate(dot) for i in range(2)]
+    assert rings[0] != rings[1]
+    assert seat.page.locator(".legend li").all_inner_texts() == ["artefact", "wrong finding"]
+    seat.page.hover(".mark >> nth=0")
+    assert [seat.page.locator(".mark .name").nth(i).is_visible() for i in range(2)] == [True, False]
+
+
 def test_the_list_of_keys_has_every_key(sit: Sit, server: Server) -> None:
     """What a key does stands in the list that ? opens, as does the mouse."""
     seat = sit(server, RATERS[15])
@@ -636,7 +720,7 @@ def test_a_strength_goes_with_a_side_alone(sit: Sit, server: Server, study: Stud
 
 @pytest.mark.parametrize(
     ("width", "height", "least"),
-    [(1093, 614, 360), (1366, 768, 480), (820, 1180, 380), (1920, 1080, 700), (768, 1024, 350)],
+    [(1093, 614, 360), (1024, 640, 340), (1366, 768, 480), (820, 1180, 380), (1920, 1080, 700), (768, 1024, 350)],
 )
 def test_everything_fits_without_scrolling(width: int, height: int, least: int, sit: Sit, server: Server) -> None:
     """1093 x 614 is a laptop of 1366 x 768 at 125 %. ``least`` is the edge of a square picture, in CSS pixels."""
@@ -646,6 +730,90 @@ def test_everything_fits_without_scrolling(width: int, height: int, least: int, 
     assert (found["outside"], found["cut"], found["scrolls"]) == ([], [], False)
     assert found["pictures"][0] == found["pictures"][1], "both sides have the same size"
     assert min(found["pictures"][0]) >= least
+
+
+def test_a_small_window_says_that_the_questions_go_on_below(tmp_path: Path, sit: Sit) -> None:
+    """With the questions of ``general`` the panel is longer than the window: it fades out, until its end is reached."""
+    rules = Protocol.load("general")
+    with serving(made(tmp_path / "study", mixed_pairs(1), rules).folder) as server:
+        seat = sit(server, None, viewport={"width": 1024, "height": 640})
+        seat.page.wait_for_selector(".side[data-more]")
+        found = seat.probe("room")
+        assert (found["outside"], found["cut"], found["scrolls"]) == ([], [], False)
+        assert seat.page.is_visible(".strength .hint")
+        rows = [seat.page.locator(one).bounding_box() for one in (".strength", ".actions")]
+        assert rows[1]["y"] < rows[0]["y"] + rows[0]["height"], "side by side"
+        for vote in seat.page.locator(".vote").all():
+            words = vote.locator(".words").bounding_box()
+            assert words["width"] + 20 <= vote.bounding_box()["width"]
+        seat.page.focus("#comment")
+        seat.script("() => document.querySelector('.side').scrollTo(0, 10000)")
+        seat.page.wait_for_selector(".side:not([data-more])")
+
+
+def test_no_keys_are_printed_for_fingers(sit: Sit, server: Server) -> None:
+    seat = sit(server, RATERS[16], viewport={"width": 820, "height": 1180}, has_touch=True, is_mobile=True)
+    to_greys(seat)
+    assert seat.page.locator("#pane kbd").count() > 15
+    assert [one.inner_text() for one in seat.page.locator("#pane kbd").all() if one.is_visible()] == []
+    seat.page.click("[data-action=flag]")
+    assert not seat.page.is_visible("dialog .reason kbd")
+
+
+@pytest.mark.parametrize("scheme", ["dark", "light"])
+def test_auto_is_what_the_browser_prefers_whatever_the_pair(scheme: str, sit: Sit, server: Server) -> None:
+    """For texts, pictures and the login; pictures stand in a dark surround. What is chosen holds for the login, too."""
+    seat = sit(server, RATERS[17], color_scheme=scheme)
+    seen: set[str] = set()
+    while seen != {"image", "text"}:
+        assert seat.page.get_attribute("#pane", "data-theme") == scheme
+        seen.add(seat.page.get_attribute("#pane", "data-kind"))
+        if seat.page.query_selector(".picture"):
+            room = seat.script("() => getComputedStyle(document.querySelector('.picture')).backgroundColor")
+            assert max(int(part) for part in re.findall(r"\d+", room)) < 50
+        seat.act("0")
+    other = {"dark": "light", "light": "dark"}[scheme]
+    while seat.page.get_attribute(".theme", "aria-label") != f"Appearance: {other.title()}. Press to change.":
+        seat.page.click(".theme")
+    seat.context.clear_cookies()
+    seat.page.goto(f"{server.url}/login")
+    seat.page.wait_for_selector(f":root[data-theme={other}]")
+    ground = "() => getComputedStyle(document.body).backgroundColor"
+    chosen = seat.script(ground)
+    seat.script("() => localStorage.clear()")
+    seat.page.reload()
+    assert (sum(map(int, re.findall(r"\d+", chosen))) > 600) == (other == "light")
+    assert (sum(map(int, re.findall(r"\d+", seat.script(ground)))) > 600) == (scheme == "light")
+
+
+def test_the_login_lets_in_who_is_logged_in_and_asks_nothing_that_is_refused(browser: Any, server: Server) -> None:
+    """Who comes from elsewhere brings no cookie with the first request, but has one. No error in the console."""
+    seat = Seat(browser, server, None)
+    said: list[str] = []
+    statuses: list[tuple[str, int]] = []
+    seat.page.on("console", lambda message: said.append(message.text))
+    seat.page.on("response", lambda answer: statuses.append((urlsplit(answer.url).path, answer.status)))
+    with seat.page.expect_event("requestfinished", lambda request: request.resource_type == "fetch"):
+        seat.page.goto(f"{server.url}/login")
+    assert (said, [status for _, status in statuses if status != 200]) == ([], [])
+    assert [path for path, _ in statuses].count("/login") == 2, "it asks again, from here"
+    seat.log_in(RATERS[16])
+    first: list[int] = []
+
+    def bare(route: Any) -> None:
+        headers = dict(route.request.headers)
+        if route.request.is_navigation_request() and not first:
+            answer = route.fetch(headers={**headers, "cookie": "diffalign=none"}, max_redirects=0)
+            first.append(answer.status)
+            route.fulfill(response=answer)
+        else:
+            route.continue_()
+
+    seat.page.route("**/login", bare)
+    seat.page.goto(f"{server.url}/login")
+    seat.page.wait_for_url("**/rate*/**", wait_until="commit")
+    assert first == [200], "the form came first"
+    seat.close()
 
 
 def test_touch_targets_are_large_on_a_tablet(sit: Sit, server: Server) -> None:

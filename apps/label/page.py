@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from fastapi import FastAPI
 
 PATH = "/rate"
-GROUND = "#2b2b2b"
-"""The grey of the page, so that nothing flashes, and none of Gradio's words are seen, before it is there."""
+LIGHT, DARK = "#f1f1f0", "#2b2b2b"
+"""The grounds of the page, so that nothing flashes, and none of Gradio's words are seen, before it is there."""
 PLACE = "rating"
 """The id of the element that ``label.js`` waits for."""
 HEAD = """
@@ -44,10 +44,10 @@ def mount(app: FastAPI) -> FastAPI:
         page,
         path=PATH,
         theme=gr.themes.Base(font=FONTS, font_mono=FONTS).set(
-            body_background_fill=GROUND,
-            body_background_fill_dark=GROUND,
-            body_text_color=GROUND,
-            body_text_color_dark=GROUND,
+            body_background_fill=LIGHT,
+            body_background_fill_dark=DARK,
+            body_text_color=LIGHT,
+            body_text_color_dark=DARK,
         ),
         head=HEAD,
         show_error=False,

@@ -31,7 +31,7 @@ async function request(path, options = {}) {
   if (response.status >= 500) throw new Unreachable(`the server answered ${response.status}`);
   if (!response.ok) {
     const said = await response.json().catch(() => ({}));
-    const sentence = typeof said.error === "string" ? said.error : `The server answered ${response.status}.`;
+    const sentence = typeof said.error === "string" && said.error ? said.error[0].toUpperCase() + said.error.slice(1) : `The server answered ${response.status}.`;
     throw new Refused(response.status, sentence, Number(response.headers.get("Retry-After")) || 0);
   }
   return response;

@@ -79,9 +79,14 @@ export class Form {
     const required = this.protocol.criteria_required && choice !== "cannot_judge";
     return this.protocol.criteria.filter(({ name, kind }) => {
       const given = this.draft.criteria[name];
-      if (given === undefined) return required;
-      return kind === "scale" && !(given.left && given.right);
+      return given === undefined ? required : !this.complete({ name, kind });
     });
+  }
+
+  /** Whether a question is answered; on a scale both sides have to be. */
+  complete({ name, kind }) {
+    const given = this.draft.criteria[name];
+    return given !== undefined && (kind !== "scale" || Boolean(given.left && given.right));
   }
 
   /** What goes to the server with a choice. */

@@ -1,13 +1,12 @@
 // The frame around a pair: who and how far on top, then the prompt, the pair, the answers and the quiet buttons.
 
 import * as api from "./api.js";
+import * as appearance from "./appearance.js";
 import { beginning, button, el, icon, keys } from "./dom.js";
 import { wholePrompt } from "./dialogs.js";
 
 const LONGEST_SHOWN = 600; // characters of a prompt before "more"
 const COARSE = 10; // pairs: how finely what is left is told
-const THEMES = ["auto", "light", "dark"];
-const THEME = "diffalign:appearance";
 
 const CHOICES = [
   ["left", "Left better", "left", ["1", "←"], "1 ArrowLeft"],
@@ -90,7 +89,7 @@ export class Head {
       el("h1", { dir: "auto", title: study.title }, study.title || "Comparison of pairs"),
       el("div", { class: "progress" }, el("div", { class: "bar", "aria-hidden": "true" }, this.bar), this.count, this.said),
       el("div", { class: "corner" }, ...ways(study, queue, true), this.theme, this.#menu(study, queue)));
-    this.setTheme(stored() ?? "auto");
+    this.setTheme(appearance.chosen());
   }
 
   #menu({ rater, queues, disputed, accounts }, queue) {
@@ -134,27 +133,16 @@ export class Head {
   }
 
   setTheme(name) {
-    this.name = THEMES.includes(name) ? name : "auto";
-    const words = { auto: "Auto", light: "Light", dark: "Dark" }[this.name];
+    this.name = name;
+    const words = { auto: "Auto", light: "Light", dark: "Dark" }[name];
     this.theme.querySelector(".words").textContent = words;
     this.theme.setAttribute("aria-label", `Appearance: ${words}. Press to change.`);
-    this.onlook(this.name);
+    this.onlook(name);
   }
 
   nextTheme() {
-    this.setTheme(THEMES[(THEMES.indexOf(this.name) + 1) % THEMES.length]);
-    try {
-      localStorage.setItem(THEME, this.name);
-    } catch {
-      // A forbidden storage: the choice holds for this page.
-    }
-  }
-}
-
-function stored() {
-  try {
-    return localStorage.getItem(THEME);
-  } catch {
-    return null;
+    const all = appearance.CHOICES;
+    this.setTheme(all[(all.indexOf(this.name) + 1) % all.length]);
+    appearance.choose(this.name);
   }
 }

@@ -2,6 +2,7 @@
 
 import * as api from "./api.js";
 import { Refused } from "./api.js";
+import * as appearance from "./appearance.js";
 import * as dialogs from "./dialogs.js";
 import { el } from "./dom.js";
 import { listen } from "./keys.js";
@@ -78,6 +79,7 @@ function commands(study, screen, rating) {
 async function start() {
   const root = await pane();
   document.body.classList.add("diffalign");
+  appearance.show(root, appearance.chosen());
   root.replaceChildren(el("p", { class: "loading", role: "status" }, "Loading…"));
   const study = await about();
   if (study.title) document.title = study.title;
@@ -88,7 +90,8 @@ async function start() {
   const screen = new Screen(root, study, queue, (name, event) => act(name, event));
   const rating = new Rating(study, queue, screen);
   act = commands(study, screen, rating);
-  listen((name) => (CHOICES.includes(name) && screen.answering) || act(name));
+  // A digit that comes right after the last question was one too many for it, not a vote.
+  listen((name) => (CHOICES.includes(name) && screen.answering ? screen.surplus(name) : act(name)));
   window.addEventListener("unhandledrejection", () => {
     screen.say("This page has a fault. Please reload it; every saved answer is safe.", "problem");
   });

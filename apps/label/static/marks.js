@@ -1,9 +1,10 @@
 // Places that a rater marks in the pictures: numbered, with a label from the protocol. A click sets one, a click on it
-// takes it away; by keyboard a cross is moved with the arrows and Enter sets the mark.
+// takes it away; its ring says of which kind it is, and its name does while it is looked at. By keyboard a cross is moved with the arrows and Enter sets the mark.
 
 import { button, el } from "./dom.js";
 
 const MOST = 500; // that the server takes
+const COLOURS = 7; // in stage.css
 const STEP = 0.02; // of the picture, for one press of an arrow
 
 export class Marks {
@@ -25,6 +26,11 @@ export class Marks {
     this.crosses[side] = { element: cross, x: 0.5, y: 0.5 };
     this.layers[side] = el("div", { class: "marks" }, cross);
     return this.layers[side];
+  }
+
+  /** The class that gives a kind of mark its colour. */
+  kind(label) {
+    return `kind-${Math.max(0, this.labels.indexOf(label)) % COLOURS}`;
   }
 
   show(points) {
@@ -87,8 +93,9 @@ export class Marks {
         this.onchange();
       };
       const made = button(
-        { class: "mark", "aria-label": name, title: `${point.label}: press to remove`, onclick: remove },
-        el("span", {}, String(index + 1)),
+        { class: `mark ${this.kind(point.label)}`, "aria-label": name, title: `${point.label}: press to remove`, onclick: remove },
+        el("span", { class: "number" }, String(index + 1)),
+        point.label ? el("span", { class: "name", dir: "auto" }, point.label) : null,
       );
       this.layers[point.side].append(made);
       return made;

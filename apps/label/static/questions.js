@@ -20,10 +20,15 @@ export class Questions {
     for (const box of this.elements) {
       box.addEventListener("keydown", (event) => this.#key(event));
       box.addEventListener("focusin", () => this.#mode(true));
-      box.addEventListener("focusout", () => this.#mode(false));
+      box.addEventListener("focusout", (event) => this.#inside(event.relatedTarget) || this.#mode(false));
       // A pointer answers without the keyboard: it neither takes the focus nor leaves it here.
       box.addEventListener("pointerdown", () => box.contains(document.activeElement) && this.onleave());
     }
+    document.addEventListener("keydown", (event) => event.key === "Escape" && this.settling && this.#mode(false));
+  }
+
+  #inside(element) {
+    return this.elements.some((box) => box.contains(element));
   }
 
   /** Goes into the first question that has no answer, or into the first; false where there is none. */
@@ -45,9 +50,17 @@ export class Questions {
   }
 
   #mode(on) {
-    clearTimeout(this.leaving);
-    if (on) this.onmode(true);
-    else this.leaving = setTimeout(() => this.onmode(false), SETTLE);
+    clearTimeout(this.settling);
+    this.settling = null;
+    this.onmode(on);
+  }
+
+  /** After the digit that answered the last question: another one that comes at once is not a vote. Whoever leaves in
+   * another way, by Escape, Enter, Tab or a pointer, means it, and is not held up. */
+  #settle() {
+    this.onleave();
+    this.onmode(true);
+    this.settling = setTimeout(() => this.#mode(false), SETTLE);
   }
 
   #key(event) {
@@ -59,7 +72,8 @@ export class Questions {
       const choice = step.choices.find(({ key }) => key === pressed);
       if (!event.repeat && !this.locked && (choice || pressed === NONE)) {
         step.answer(choice?.value);
-        this.#go(at + 1);
+        if (at + 1 < this.steps.length) this.#go(at + 1);
+        else this.#settle();
       }
     } else if (event.key === "Enter") this.#go(at + 1);
     else if (event.key === "Backspace" || event.key === "Delete") step.answer(undefined);

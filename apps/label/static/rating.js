@@ -53,7 +53,7 @@ export class Rating {
   async show(turn) {
     this.turn = turn;
     this.view.progress(turn.progress);
-    this.view.undoes(this.flagged);
+    this.#undoes();
     const { now, ahead } = turn;
     if (!now) return this.#over(turn);
     if (now.protocol !== this.study.sha256 && !(await this.#sameProtocol(now))) return;
@@ -198,6 +198,7 @@ export class Rating {
 
   async undo() {
     if (this.busy) return;
+    if (!this.#undoable) return this.view.say("There is nothing to take back", "problem");
     if (!this.flagged) await this.#act(() => api.undo(this.queue), "Taken back: answer it again");
     else if (!(await this.#act(() => api.unflag(this.queue), "The flag is taken back: here is the pair again"))) this.#flag(false);
   }
@@ -213,14 +214,22 @@ export class Rating {
       this.view.say("Not flagged: the pair changed while you were asked why.", "problem");
       return;
     }
-    await this.#act(() => api.flag(this.queue, token, reason), "Flagged: it is out of the study. U takes that back", true);
+    await this.#act(() => api.flag(this.queue, token, reason), "Flagged: it is out of the study. Undo takes that back", true);
   }
 
   /** Remembers whether a flag was the last thing done. */
   #flag(last) {
     this.flagged = last;
     pending.keepFlag(last ? this.whose : null);
-    this.view.undoes(last);
+    this.#undoes();
+  }
+
+  get #undoable() {
+    return this.flagged || (this.turn?.progress.done ?? 0) > 0;
+  }
+
+  #undoes() {
+    this.view.undoes(this.flagged, this.#undoable);
   }
 
   /** One request, never repeated by itself: a second undo would take back one answer more. Where it got lost, the

@@ -1,5 +1,6 @@
 // What is on the screen: puts the parts together and shows what `rating.js` decides.
 
+import * as appearance from "./appearance.js";
 import { answers, actions, Head, PromptBar } from "./frame.js";
 import { button, el, icon, keys } from "./dom.js";
 import { Form } from "./form.js";
@@ -9,6 +10,7 @@ import { Viewer } from "./viewer.js";
 import { others } from "./others.js";
 
 const QUIET = 2500; // ms that "Saved" stays
+const HIDDEN = 16; // CSS pixels below the panel's edge: its padding, and no more
 
 export class Screen {
   constructor(pane, study, queue, act) {
@@ -28,7 +30,7 @@ export class Screen {
     this.pictureTools = new PictureTools(this.viewer);
     this.textTools = textTools(this.texts);
     this.prompt = new PromptBar();
-    this.head = new Head(study, queue, (theme) => this.#appearance(theme));
+    this.head = new Head(study, queue, (theme) => appearance.show(pane, theme));
     this.votes = answers((choice, event) => act(choice, event));
     this.actions = actions((name) => act(name));
     this.notice = el("div", { class: "notice", role: "alert", hidden: true });
@@ -46,7 +48,10 @@ export class Screen {
     this.top.hidden = this.judging.hidden = true;
     this.#mode(false);
     this.panel((protocol.criteria.length > 0 || queue === "disputed") && !matchMedia("(max-width: 640px)").matches);
-    matchMedia("(prefers-color-scheme: light)").addEventListener("change", () => this.#appearance(this.head.name));
+    appearance.onchange(() => appearance.show(pane, this.head.name));
+    this.side.addEventListener("scroll", () => this.#fade(), { passive: true });
+    const sizes = new ResizeObserver(() => this.#fade());
+    for (const one of [this.side, this.sheet]) sizes.observe(one);
   }
 
   #opener(protocol) {
@@ -99,10 +104,8 @@ export class Screen {
   /** A pair; `content` null is one that cannot be shown. */
   show(now, content) {
     this.kind = now.kind;
-    this.sawImage ||= now.kind === "image";
     this.pane.dataset.kind = now.kind;
     this.pane.dataset.token = now.token;
-    this.#appearance(this.head.name);
     this.form.show(now.token, now.answer);
     this.prompt.show(this.study.protocol.question, now.prompt);
     const [view, tools] = now.kind === "text" ? [this.texts.element, this.textTools] : [this.viewer.element, this.pictureTools.element];
@@ -140,14 +143,9 @@ export class Screen {
   /** An answer came too early: says so at the buttons, and counts down. */
   early(choice) {
     if (!this.least) return; // a second press of the key before
-    clearInterval(this.counting);
-    const pressed = [...this.votes.children].find((one) => one.dataset.choice === choice);
-    pressed?.classList.add("early");
-    setTimeout(() => pressed?.classList.remove("early"), 400);
     const { token } = this.pane.dataset;
     const left = el("span", { class: "left", "aria-hidden": "true" });
-    this.hold.replaceChildren("Not taken yet: look at both first. ", left);
-    this.hold.hidden = false;
+    this.#refuse(choice, "Not taken yet: look at both first. ", left);
     const count = () => {
       const seconds = Math.ceil((this.until - performance.now()) / 1000);
       if (this.pane.dataset.token !== token || seconds < 0) {
@@ -159,8 +157,32 @@ export class Screen {
     this.counting = setInterval(count, 100);
   }
 
-  /** Whether undo takes back a flag, or an answer. */
-  undoes(flag) {
+  /** A digit came right after the one that answered the last question: says so at the buttons. True: it was used. */
+  surplus(choice) {
+    const { token } = this.pane.dataset;
+    this.#refuse(choice, "Not taken: it came right after the last question. ", el("span", { class: "left" }, "Press it again"));
+    const until = performance.now() + QUIET;
+    this.counting = setInterval(() => {
+      if (this.pane.dataset.token === token && performance.now() < until) return;
+      this.hold.hidden = true;
+      clearInterval(this.counting);
+    }, 100);
+    return true;
+  }
+
+  /** The button of a choice that was not taken shakes; why stands over the buttons. */
+  #refuse(choice, ...why) {
+    clearInterval(this.counting);
+    const pressed = [...this.votes.children].find((one) => one.dataset.choice === choice);
+    pressed?.classList.add("early");
+    setTimeout(() => pressed?.classList.remove("early"), 400);
+    this.hold.replaceChildren(...why);
+    this.hold.hidden = false;
+  }
+
+  /** Whether undo takes back a flag, an answer, or nothing: there is none yet. */
+  undoes(flag, any) {
+    this.undoable = any;
     const one = this.actions.firstChild;
     const words = flag ? "Undo flag" : "Undo";
     one.querySelector(".words").textContent = words;
@@ -177,7 +199,7 @@ export class Screen {
     const resting = name === "ready" || name === "waiting" || name === "broken" || name === "over";
     for (const one of this.actions.children) {
       const { action } = one.dataset;
-      const off = (action === "undo" && !resting) || ((action === "skip" || action === "flag") && (!resting || name === "over"));
+      const off = (action === "undo" && !(resting && this.undoable)) || ((action === "skip" || action === "flag") && (!resting || name === "over"));
       one.setAttribute("aria-disabled", String(off));
     }
   }
@@ -253,20 +275,18 @@ export class Screen {
   #marked() {
     const { comment, criteria, points } = this.form.draft;
     const { length } = this.study.protocol.criteria;
-    const answered = this.study.protocol.criteria.filter(({ name }) => criteria[name] !== undefined).length;
-    this.count.textContent = length ? `${answered}/${length}` : "";
-    this.opener.toggleAttribute("data-filled", Boolean(comment.trim() || answered || points.length));
+    const answered = this.study.protocol.criteria.filter((one) => this.form.complete(one)).map(({ name }) => name);
+    this.count.textContent = length ? `${answered.length}/${length}` : "";
+    this.opener.toggleAttribute("data-filled", Boolean(comment.trim() || Object.keys(criteria).length || points.length));
     for (const box of this.form.panel.querySelectorAll("[data-missing]")) {
-      if (criteria[box.dataset.criterion] !== undefined) box.removeAttribute("data-missing");
+      if (answered.includes(box.dataset.criterion)) box.removeAttribute("data-missing");
     }
     if (this.asked && !this.form.panel.querySelector("[data-missing]")) this.say("");
   }
 
-  /** Pictures are seen in a dark room; a study of texts is light or dark as the rater's system is. */
-  #appearance(theme) {
-    const light = matchMedia("(prefers-color-scheme: light)").matches;
-    const wanted = theme === "auto" ? (light && this.kind === "text" && !this.sawImage ? "light" : "dark") : theme;
-    this.pane.dataset.theme = wanted;
-    document.documentElement.style.colorScheme = wanted;
+  /** The panel fades out at its lower edge while it goes on below it. */
+  #fade() {
+    const { scrollHeight, clientHeight, scrollTop } = this.side;
+    this.side.toggleAttribute("data-more", scrollHeight - clientHeight - scrollTop > HIDDEN);
   }
 }

@@ -34,13 +34,17 @@ export class PictureTools {
     this.kinds.addEventListener("change", () => {
       marks.label = marks.labels[this.kinds.selectedIndex];
       this.kinds.blur(); // so that the keys answer the pair again
+      this.show();
     });
     const marking = el("label", { class: "group marking", title: "Click in a picture to mark a place" }, icon("mark"), this.kinds, keys("P"));
     marking.hidden = !marks.on;
+    this.legend = el("ul", { class: "legend", "aria-label": "Kinds of marks" },
+      ...marks.labels.map((label) => el("li", { class: marks.kind(label), dir: "auto" }, label)));
+    this.legend.hidden = marks.labels.length < 2;
     this.element = el("div", { class: "tools", role: "toolbar", "aria-label": "View" }, marking,
       el("div", { class: "group zooming" }, tool("out", "Further away", "−", "minus", () => viewer.zoom(0.8)), this.scale,
         tool("in", "Closer", "+", "plus", () => viewer.zoom(1.25))),
-      this.grey, el("div", { class: "group" }, this.invert, this.crisp, this.reset));
+      this.grey, el("div", { class: "group" }, this.invert, this.crisp, this.reset), this.legend);
   }
 
   /** After any change of the view. */
@@ -57,6 +61,7 @@ export class PictureTools {
     this.grey.hidden = !grey;
     this.reset.classList.toggle("changed", !plain || !smooth);
     this.kinds.selectedIndex = marks.labels.indexOf(marks.label);
+    [...this.legend.children].forEach((one, index) => one.toggleAttribute("data-now", marks.labels[index] === marks.label));
   }
 }
 
