@@ -20,12 +20,12 @@ from PIL import Image
 
 from apps.cli import FORMATS, main
 from diffalign.errors import InputError, RefusedError
-from diffalign.synthesis import exports, release
+from diffalign.synthesis import exports, release, spec
 from diffalign.synthesis.cases import Case, Value
 from diffalign.synthesis.exports import layout
 from diffalign.synthesis.store import Generated
 from diffalign.synthesis.verify import verify
-from tests.synthetic import drawn, generated, row_of, text_of
+from tests.synthetic import SPEC, drawn, generated, row_of, text_of
 
 N = 9
 COLUMNS = {"plane": "category", "lesion": "category", "side": "category", "age": "integer", "weight": "number"}
@@ -292,8 +292,8 @@ def test_provenance_tells_how_a_case_came_to_be(folders: dict[str, Path], cases:
     assert facts["models"]["image"]["scheduler"] == "DDIM" and facts["models"]["image"]["guidance_scale"] == 1.0
     reward = facts["rewards"]["brain-mr-checker"]
     assert (reward["score"], reward["parts"], reward["unit"]) == (1.0, {"everything": 1.0}, "fraction")
-    manifest = json.loads((folders[FORMATS[0]] / "manifest.json").read_text())
-    assert facts["versions"]["torch"] and facts["spec_sha256"] == manifest["spec_sha256"] != ""
+    wanted = spec.sha256_of({**SPEC, "cases": len(cases)})
+    assert facts["versions"]["torch"] and facts["spec_sha256"] == wanted
     assert facts["licences"] == {"image": "Apache-2.0", "text": "Apache-2.0"}
 
 
