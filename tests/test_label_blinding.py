@@ -36,8 +36,7 @@ repeat_after: 3
 """
 ABOUT = {"title", "accounts", "rater", "protocol", "sha256", "queues", "disputed"}
 PROTOCOL = {
-    "name", "version", "question", "guideline", "criteria", "criteria_required", "strength", "points",
-    "min_view_seconds", "lease_minutes",
+    "question", "guideline", "criteria", "criteria_required", "strength", "points", "min_view_seconds", "lease_minutes",
 }  # fmt: skip
 TURN = {"now", "ahead", "progress"}
 ASSIGNMENT = {"token", "prompt", "kind", "lease_until", "protocol", "answer", "others", "left", "right"}
@@ -147,12 +146,14 @@ def test_progress_adds_up_alike_for_every_kind(session: tuple[Study, list[tuple[
 
 
 def test_the_study_is_told_in_exactly_these_words(tmp_path: Path) -> None:
-    """To a rater nothing of shares, overlap, budget, choice or arms; an admin gets the same names."""
+    """To a rater nothing of shares, overlap, budget, choice, arms or the protocol's name; an admin gets the same."""
     study = made(tmp_path / "study", planned_pairs(), Protocol.parse(RULES), title="Planned")
     with serving(study.folder, {"ann": "rater", "eve": "admin"}, code=LEAN) as server:
         for name, role in (("ann", "rater"), ("eve", "admin")):
             with closing(server.client(name)) as client:
-                about: dict[str, Any] = client.get("/api/study").json()
+                answer = client.get("/api/study")
+            about: dict[str, Any] = answer.json()
+            assert "planned" not in answer.text, "the protocol may be called by what is compared"
             assert set(about) == ABOUT
             assert about["rater"] == {"name": name, "role": role}
             assert set(about["protocol"]) == PROTOCOL

@@ -9,6 +9,7 @@ import shlex
 import stat
 import sys
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import replace
 from itertools import chain
 from pathlib import Path
@@ -225,6 +226,7 @@ def test_stats_as_table_json_and_page(tmp_path: Path) -> None:
     for name in (row["rater"] for row in found["raters"]):
         assert name in page and name in table
     assert "rater 0" not in page, "names stay in the study"
+    assert "Back to the pairs" not in page, "a file has no pairs beside it"
     assert ".html" in label("stats", tmp_path / "s", "--html", tmp_path / "r.txt", status=2)
     assert "exists already" in label("stats", tmp_path / "s", "--html", tmp_path / "r.html", status=2)
     assert (tmp_path / "r.html").read_text(encoding="utf-8") == page
@@ -235,6 +237,48 @@ def test_a_fresh_study_has_a_page(tmp_path: Path) -> None:
     page = report.html(study)
     study.close()
     assert "Nobody has voted yet" in page and "There is no ranking" in page and "nan" not in page
+
+
+def test_the_served_page_leads_back_to_the_pairs(tmp_path: Path) -> None:
+    made(tmp_path / "s", text_pairs(1)).close()
+    with serving(tmp_path / "s", {"boss": "admin"}, code=LEAN) as server, closing(server.client("boss")) as client:
+        page = client.get("/results").text
+        (link,) = re.findall(r'<a href="([^"]*)">Back to the pairs</a>', page)
+        pairs = client.get(link, follow_redirects=False)
+        assert pairs.is_redirect and pairs.headers["location"].rstrip("/") == "/rate"
+
+
+def test_one_is_told_otherwise_than_many(tmp_path: Path) -> None:
+    """One rater without a vote, then two; one pair and one vote in the table of counts."""
+    study = voted(tmp_path / "s", text_pairs(1), raters=1)
+    study.add_rater("idle")
+    one = report.html(study)
+    study.add_rater("idle too")
+    two = report.html(study)
+    study.close()
+    assert " 1 rater has not voted.</p>" in one and " 2 raters have not voted.</p>" in two
+    assert "1 of 1 has the 1 vote" in one and "0 pairs on which" in one
+
+
+def test_each_alpha_is_named_by_its_kind(tmp_path: Path) -> None:
+    """That of a question of sides is the nominal one of the table below, to the digit, and says so.
+
+    The headline's is ordinal, and higher: one rater calls every third pair a tie, which is near to both sides.
+    """
+    study = made(tmp_path / "s", text_pairs(12), quick_protocol(overlap=2))
+    for number in range(2):
+        study.add_rater(f"rater {number}")
+        while (now := study.claim(f"rater {number}")) is not None:
+            word, place = study.content(f"rater {number}", now.token, "left").decode().split()[:2]
+            left = (word == "one") == (int(place) % 2 == 0)
+            tie = number == 1 and int(place) % 3 == 0
+            study.vote(f"rater {number}", now.token, Answer("tie_good" if tie else "left" if left else "right"))
+    context, page = report.context(study), report.html(study)
+    study.close()
+    (overall,) = context["questions"]
+    values = {name: value for name, value, _ in context["agreement"]}
+    assert overall[1] == f"{values['alpha, nominal']}, nominal" and overall[1] in page
+    assert values["alpha, nominal"] != values["alpha, ordinal (a tie lies between)"]
 
 
 def test_the_page_ranks_arms_and_marks_a_side_bias(tmp_path: Path) -> None:

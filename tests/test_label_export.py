@@ -165,10 +165,64 @@ def test_preferences_are_what_was_said_whatever_stood_left(export: Run, tmp_path
     assert one.strength == 2 and one.prompt.attributes == {"case": 1} and one.prompt.id == "id-1"
 
 
-def test_a_criterion_can_be_chosen_and_the_rest_is_counted(export: Run, tmp_path: Path) -> None:
+def left_out(study: Study, **reasons: int) -> str:
+    """The line that counts votes: one of ann's judges nothing, and how many are on gold is drawn for each rater."""
+    counts = {"cannot judge": 1, "gold pair": sum(rater.gold.n for rater in study.stats().raters)} | {
+        name.replace("_", " "): count for name, count in reasons.items()
+    }
+    said = ", ".join(f"{count} x {name}" for name, count in sorted(counts.items()) if count)
+    return f"left out: {sum(counts.values())} {'vote' if sum(counts.values()) == 1 else 'votes'} ({said})\n"
+
+
+def test_a_criterion_can_be_chosen_and_the_rest_is_counted(export: Run, tmp_path: Path, study: Study) -> None:
+    """Ann says nothing of fit in 3 of the 5 votes that judge something: one that is worse, and two ties."""
     output = export("p.parquet", "--criterion", "fit")
     assert {p.criterion for p in good(tmp_path / "p.parquet")} == {"fit"}
-    assert "11 x another criterion" in output
+    assert left_out(study, no_answer_to_fit=3) in output
+
+
+def test_what_is_left_out_is_told_in_votes_in_every_form(export: Run, kind: str, study: Study) -> None:
+    """Three votes of ann have no score and no mark; two are ties, which TRL has no place for."""
+    assert left_out(study) in export("all.parquet")
+    assert left_out(study, no_score=3) in export("s.csv", "--format", "scores")
+    if kind == "image":
+        assert left_out(study, nothing_marked=3) in export("p.csv", "--format", "points")
+    else:
+        assert left_out(study, tie=2) in export("t.jsonl", "--format", "trl")
+
+
+def test_a_verdict_replaces_votes_and_a_tie_of_a_pair_is_no_vote(tmp_path: Path) -> None:
+    """Ann and bob disagree on both of two pairs, and ann says which fits; eve's verdicts are a side and a tie.
+
+    By hand: bob's 2 votes are replaced. Ann's 2 stand for fit, which no verdict answers, and are replaced in overall,
+    which is all that TRL takes; there the tie is of one pair.
+    """
+    pairs = list(material("text"))[:2]
+    rules = RULES.replace("gold_share: 0.3", "gold_share: 0")
+    study = Study.create(tmp_path / "s", Protocol.parse(rules), pairs)
+    for rater, word in (("ann", b"one"), ("bob", b"two")):
+        study.add_rater(rater)
+        while (now := study.claim(rater)) is not None:
+            left = study.content(rater, now.token, "left").startswith(word)
+            said: dict[str, object] = {"fit": "left"} if rater == "ann" else {}
+            study.vote(rater, now.token, Answer("left" if left else "right", None, said))
+    study.add_rater("eve")
+    for choice in ("left", "tie_good"):
+        now = study.turn("eve", "disputed").now
+        assert now is not None
+        study.vote("eve", now.token, Answer(choice), "disputed")
+    study.close()
+
+    def out(name: str, *options: str) -> str:
+        command = ["label", "export", str(tmp_path / "s"), "--final", "--out", str(tmp_path / name), *options]
+        done = CliRunner().invoke(main, command)
+        assert done.exit_code == 0, done.output
+        return done.output.replace(str(tmp_path / name), "FILE")
+
+    assert out("p.parquet") == "4 rows (preferences) in FILE\nleft out: 2 votes (2 x adjudicated)\n"
+    assert out("t.jsonl", "--format", "trl") == (
+        "1 row (trl) in FILE\nleft out: 4 votes (4 x adjudicated)\nleft out: 1 pair (1 x tie)\n"
+    )
 
 
 def test_final_is_one_soft_label_per_pair(export: Run, tmp_path: Path) -> None:
@@ -267,7 +321,8 @@ def test_points_lie_where_they_were_set(export: Run, tmp_path: Path) -> None:
         ("p.csv", [], "written as .parquet"),
         ("p.parquet", ["--format", "trl"], "written as .jsonl"),
         ("p.csv", ["--format", "scores", "--final"], "about preferences"),
-        ("p.parquet", ["--criterion", "none such"], "another criterion"),
+        ("p.parquet", ["--criterion", "nope"], "there is no criterion nope; there are overall, fit\n"),
+        ("p.parquet", ["--criterion", "quality"], "quality was answered by scores, not by a preference"),
     ],
 )
 @pytest.mark.parametrize("kind", ["text"], indirect=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import io
 import json
 import struct
@@ -402,6 +403,11 @@ def test_options_of_models_are_refused_without_one(tmp_path: Path) -> None:
 # --- the command ---
 
 
+def test_the_help_says_what_set_is_about() -> None:
+    said = " ".join(CliRunner().invoke(main, ["label", "init", "--help"]).output.split())
+    assert "--set A.B=C Change one field of how models and runs sample" in said
+
+
 def test_the_command_makes_a_study_and_says_what_is_in_it(tmp_path: Path) -> None:
     folder = arms(tmp_path / "images", ["base", "tuned"], ["one", "two", "three"])
     texts = jsonl(tmp_path / "t.jsonl", {"prompt": "p", "text_0": "a", "text_1": "b"})
@@ -455,6 +461,31 @@ def test_names_of_arms_do_not_command_the_terminal(tmp_path: Path) -> None:
     study.close()
     shown = CliRunner().invoke(main, ["label", "stats", str(tmp_path / "s")])
     assert shown.exit_code == 0 and "\x1b" not in shown.output
+
+
+def test_a_file_or_folder_has_no_seeds_and_a_model_has(tmp_path: Path, painters: dict[str, Painter]) -> None:
+    """A seed of 0 is a seed: where none is known, exports say null, and a cell of CSV is empty."""
+    found, _ = gathered(arms(tmp_path / "arms", ("x", "y"), ("1", "2")))
+    rows, _ = gathered(jsonl(tmp_path / "t.jsonl", {"prompt": "p", "text_0": "a", "text_1": "b"}))
+    made, _ = gathered("embedded:emoji", prompts="2")
+    scale = "criteria: [{name: q, question: q, kind: scale, anchors: [x, y]}]\n"
+    study = Study.create(tmp_path / "s", Protocol.parse(PROTOCOL + scale), found + rows + made)
+    study.add_rater("ann")
+    while (now := study.claim("ann")) is not None:
+        study.vote("ann", now.token, Answer("left", None, {"q": {"left": 1, "right": 2}}))
+    kept = [p.provenance[side] for p in study.export() for side in ("first", "second")]
+    study.close()
+    asked = sorted(seed for _, seed in painters["embedded:emoji"].asked)
+    by_arm = [(side["arm"], side["seed"]) for side in kept if isinstance(side, dict)]
+    assert len(by_arm) == 2 * (2 + 1 + 2)
+    assert sorted(seed for arm, seed in by_arm if arm == "embedded:emoji") == asked
+    assert {seed for arm, seed in by_arm if arm != "embedded:emoji"} == {None}
+    out = tmp_path / "s.csv"
+    done = CliRunner().invoke(main, ["label", "export", str(tmp_path / "s"), "--out", str(out), "--format", "scores"])
+    assert done.exit_code == 0, done.output
+    with out.open(newline="") as file:
+        cells = [(row["arm"], row["seed"]) for row in csv.DictReader(file)]
+    assert sorted(seed for _, seed in cells) == sorted([""] * 6 + [str(seed) for seed in asked])
 
 
 def test_an_unknown_protocol_lists_those_that_ship(tmp_path: Path) -> None:

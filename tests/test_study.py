@@ -72,8 +72,8 @@ def test_a_study_does_not_start_from_what_cannot_be_compared(tmp_path: Path) -> 
     bad: list[tuple[list[StudyPair], str]] = [
         ([], "a study needs a pair"),
         ([text_pair(0, expected="first")], "a study needs a pair"),
-        ([StudyPair(same, image, text, "a", "b")], "pair 0: an image is not compared"),
-        ([text_pair(0), StudyPair(same, text, text, "a", "b")], "pair 1: the two samples are the same"),
+        ([StudyPair(same, image, text, "a", "b")], "pair 1: an image is not compared"),
+        ([text_pair(0), StudyPair(same, text, text, "a", "b")], "pair 2: the two samples are the same"),
         ([StudyPair(same, image, Sample(same, text="u"), "", "b")], "an image is not"),
         ([StudyPair(same, text, Sample(same, text="u"), "", "b")], "lacks its arm"),
         ([StudyPair(same, text, Sample(same, text="u"), "a", "b", "left")], "expected is 'left'"),  # type: ignore[arg-type]

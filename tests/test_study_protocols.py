@@ -31,8 +31,8 @@ def image_pair(number: int = 0) -> StudyPair:
 @pytest.mark.parametrize(
     ("kind", "pairs", "wrong"),
     [
-        ("image", [image_pair(0), text_pair(1)], "pair 1: this is a pair of texts, and the protocol is for pairs of"),
-        ("text", [text_pair(0), image_pair(1)], "pair 1: this is a pair of images, and the protocol is for pairs of"),
+        ("image", [image_pair(0), text_pair(1)], "pair 2: this is a pair of texts, and the protocol is for pairs of"),
+        ("text", [text_pair(0), image_pair(1)], "pair 2: this is a pair of images, and the protocol is for pairs of"),
     ],
 )
 def test_a_study_of_other_pairs_is_refused(tmp_path: Path, kind: str, pairs: list[StudyPair], wrong: str) -> None:
@@ -112,6 +112,31 @@ def test_every_mistake_gets_a_sentence_with_the_file_the_field_and_what_is_allow
 def test_mistakes_in_words(text: str, message: str) -> None:
     with pytest.raises(ConfigError, match=re.escape(message)):
         Protocol.parse(text, "p.yaml")
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        (
+            "name: x\nversion: [1\n",
+            "line 3, column 1: expected ',' or ']', but got the end of the file"
+            " (while parsing a flow sequence that begins in line 2)",
+        ),
+        ("name: x\nversion: 1: 2\n", "line 2, column 11: mapping values are not allowed here"),
+        ("name: x\n\tversion: 1\n", "line 2, column 1: found character '\\t' that cannot start any token"),
+        ("name: x\nversion: \0\n", "line 2, column 10: the character U+0000 may not stand there"),
+        ("name: 2024-13-45\n", "month must be in 1..12"),
+    ],
+)
+def test_what_is_no_yaml_is_one_line_with_the_place_and_the_reason(tmp_path: Path, text: str, reason: str) -> None:
+    """Lines and columns are counted by hand, from 1, as editors do."""
+    path = tmp_path / "mine.yaml"
+    path.write_text(text)
+    with pytest.raises(ConfigError) as caught:
+        Protocol.load(path)
+    said = str(caught.value)
+    assert said.startswith(f"{path} is no YAML: {reason}") and "unicode string" not in said and "\n" not in said
+    assert " ^" not in said
 
 
 # --- the page ---

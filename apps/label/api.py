@@ -24,10 +24,9 @@ from diffalign.study import Answer, Assignment, Point, Study, Turn
 Queue = Literal["pairs", "disputed"]
 LONGEST_REASON = 20_000
 TOLD = {
-    "name", "version", "question", "guideline", "criteria", "criteria_required", "strength", "points",
-    "min_view_seconds", "lease_minutes",
+    "question", "guideline", "criteria", "criteria_required", "strength", "points", "min_view_seconds", "lease_minutes",
 }  # fmt: skip
-"""What a page needs of a protocol. The rest, how many pairs are tests and how they are chosen, would unblind raters."""
+"""What a page needs of a protocol. The rest, how many pairs are tests, how they are chosen, its name, might unblind."""
 PNG = b"\x89PNG\r\n\x1a\n"
 
 

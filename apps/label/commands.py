@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from apps.reported import SET, printable, reported
+from apps.reported import printable, reported
 
 
 @click.group()
@@ -48,7 +48,13 @@ USERS = click.option("--users", type=click.Path(path_type=Path), help="Accounts.
 @click.option("--pairs", type=click.IntRange(1), help="How many pairs.  [default: all, or each prompt once]")
 @click.option("--gold", type=click.Path(path_type=Path), help="Pairs with known answers, which test raters.")
 @click.option("--seed", default=0, show_default=True, type=click.IntRange(0), help="Of samples and of the order.")
-@SET
+@click.option(
+    "--set",
+    "overrides",
+    multiple=True,
+    metavar="A.B=C",
+    help="Change one field of how models and runs sample; repeatable. Of no use to folders and files.",
+)
 @DATABASE
 @reported
 def init(

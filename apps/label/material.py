@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
@@ -117,9 +117,9 @@ def gather(request: Request, counts: Counts, status: Status) -> Iterator[StudyPa
     sampled = _sampled(request, models, counts, status) if models else iter(())
     # First what is quickly seen to be wrong; models take their time.
     if request.gold is not None:
-        yield from counts.counted(pair_files.pairs(request.gold, gold=True))
+        yield from counts.counted(map(_seedless, pair_files.pairs(request.gold, gold=True)))
     for source, numbers in zip(ready, chosen, strict=True):
-        yield from counts.counted(_shown(source.some(numbers), status, counts))
+        yield from counts.counted(_shown(map(_seedless, source.some(numbers)), status, counts))
     yield from counts.counted(sampled)
     if not counts.ordinary:
         reason = f": both samples of all {counts.equal} are equal" if counts.equal else ""
@@ -211,6 +211,11 @@ def _shown(pairs: Iterator[StudyPair], status: Status, counts: Counts) -> Iterat
     for pair in pairs:
         yield pair
         status("reading pairs", counts.ordinary + counts.gold, None)
+
+
+def _seedless(pair: StudyPair) -> StudyPair:
+    """The pair with a note that no seed is known: neither folders of images nor forms of pairs have one."""
+    return replace(pair, provenance={side: {"seed": None} for side in ("first", "second")})
 
 
 def _sampled(request: Request, models: Sequence[str], counts: Counts, status: Status) -> Iterator[StudyPair]:

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from diffalign.preferences.agreement import Estimate, LeftBias
     from diffalign.preferences.ranking import Ranking
     from diffalign.study import Study
+    from diffalign.study.criteria import CriterionStats
     from diffalign.study.noted import Flag
     from diffalign.study.report import RaterStats, Stats
 
@@ -30,13 +31,16 @@ NONE = "–"
 UNKNOWN = "not known"
 
 
-def html(study: Study) -> str:
-    """The page. It names the arms, so raters should not see it before they are done."""
+def html(study: Study, *, served: bool = True) -> str:
+    """The page. It names the arms, so raters should not see it before they are done.
+
+    ``served``: it is looked at on the server of the study, so it links to the pairs; a file has no such place.
+    """
     environment = Environment(
         loader=FileSystemLoader(FOLDERS), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
         lstrip_blocks=True, keep_trailing_newline=True,
     )  # fmt: skip
-    page = environment.get_template("stats.html.j2").render(context(study))
+    page = environment.get_template("stats.html.j2").render(context(study) | {"served": served})
     # A title or a name may hold halves of characters, which no page can.
     return page.encode("utf-8", "replace").decode()
 
@@ -55,7 +59,7 @@ def context(study: Study) -> dict[str, Any]:
         "agreement": agreement_rows(found),
         "questions": questions(found),
         "raters": [rater(row) for row in found.raters if row.votes],
-        "idle": sum(not row.votes for row in found.raters),
+        "idle": idle(sum(not row.votes for row in found.raters)),
         "kappas": [
             (row.first, row.second, interval(row.kappa), interval(row.same, percent=True), row.kappa.n)
             for row in found.kappas
@@ -72,22 +76,39 @@ def context(study: Study) -> dict[str, Any]:
 def facts(found: Stats, overlap: int) -> list[tuple[str, str]]:
     """Progress in words, by name."""
     working = sum(bool(row.votes) for row in found.raters)
+    have = _plural(found.pairs, "has", "have")
     rows = [
-        ("pairs", f"{found.complete} of {found.pairs} have the {overlap} {_plural(overlap, 'vote')} that are wanted"),
+        ("pairs", f"{found.complete} of {found.pairs} {have} the {overlap} {_plural(overlap, 'vote')} that are wanted"),
         ("votes", f"{found.votes} by {working} {_plural(working, 'rater')}"),
-        ("disputed", f"{len(found.disputed)} pairs on which some chose the one and some the other"),
+        ("disputed", f"{_pairs(len(found.disputed))} on which some chose the one and some the other"),
     ]
     if found.simulated:
-        rows.append(("simulated", f"{found.simulated} of {found.votes} votes are simulated"))
+        rows.append(
+            (
+                "simulated",
+                f"{found.simulated} of {_votes(found.votes)} {_plural(found.simulated, 'is', 'are')} simulated",
+            )
+        )
     if found.flagged:
-        rows.append(("flagged", f"{found.flagged} pairs, taken out"))
+        rows.append(("flagged", f"{_pairs(found.flagged)}, taken out"))
     if found.chosen:
         how = {"random": "in random order", "active": "chosen for what they would tell"}
         said = ", ".join(f"{count} on pairs {how.get(name, name)}" for name, count in sorted(found.chosen.items()))
         rows.append(("order", said))
-    left_out = ", ".join(f"{count} x {REASONS.get(why, why)}" for why, count in sorted(found.left_out.items()))
-    rows.append(("export", f"leaves out {left_out}" if left_out else "leaves out nothing"))
+    rows.append(("export", f"leaves out {left_out(found.left_out) or 'nothing'}"))
     return rows
+
+
+def left_out(counts: Mapping[str, int], unit: str = "vote") -> str:
+    """How many votes, or others, are left out, and of these how many for each reason; empty where none is."""
+    reasons = ", ".join(f"{count} x {REASONS.get(why, why)}" for why, count in sorted(counts.items()) if count)
+    total = sum(counts.values())
+    return f"{total} {_plural(total, unit)} ({reasons})" if reasons else ""
+
+
+def idle(count: int) -> str:
+    """How many raters have not voted; empty where all have."""
+    return f"{count} {_plural(count, 'rater has', 'raters have')} not voted." if count else ""
 
 
 def agreement(found: Stats) -> tuple[str, str, str]:
@@ -134,13 +155,19 @@ def questions(found: Stats) -> list[tuple[str, str, int, list[tuple[str, str]]]]
     return [
         (
             f"{row.criterion} (score)" if row.kind == "scale" else row.criterion,
-            interval(row.alpha),
+            _of_level(row),
             row.answers,
             [(arm, interval(value, percent=row.kind == "prefer")) for arm, value in sorted(row.arms.items())],
         )
         for row in found.criteria
         if row.answers
     ]
+
+
+def _of_level(row: CriterionStats) -> str:
+    """Alpha with its kind: the agreement above is told by another one."""
+    shown = interval(row.alpha)
+    return shown if shown == UNKNOWN else f"{shown}, {'ordinal' if row.kind == 'scale' else 'nominal'}"
 
 
 def rater(row: RaterStats) -> dict[str, Any]:
@@ -239,5 +266,13 @@ def _share(value: Estimate, asked: int) -> Mapping[str, str]:
     return {"value": _percent(value.value), "range": f"{100 * value.low:.0f} to {100 * value.high:.0f}, n {asked}"}
 
 
-def _plural(count: int, word: str) -> str:
-    return word if count == 1 else f"{word}s"
+def _pairs(count: int) -> str:
+    return f"{count} {_plural(count, 'pair')}"
+
+
+def _votes(count: int) -> str:
+    return f"{count} {_plural(count, 'vote')}"
+
+
+def _plural(count: int, word: str, many: str = "") -> str:
+    return word if count == 1 else many or f"{word}s"

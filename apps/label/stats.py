@@ -31,7 +31,7 @@ def run(folder: Path, database: str | None, as_json: bool, html: Path | None) ->
     study = Study.open(folder, database)
     try:
         if html is not None:
-            write_text(html, report.html(study))
+            write_text(html, report.html(study, served=False))
         if as_json:
             click.echo(json.dumps(study.stats().as_dict(), indent=2, allow_nan=False))
         else:

@@ -7,7 +7,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from functools import lru_cache
 from statistics import fmean
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from PIL import Image
 from sqlalchemy import Connection, Row, RowMapping, exists, select
@@ -102,6 +102,20 @@ class Export:
             self.left_out[reason] += 1
         return not reason
 
+    def kind(self, row: Mapping[Any, Any]) -> Literal["image", "text"]:
+        """What a vote compares."""
+        found: Literal["image", "text"] = self._items[row["item_id"]].kind
+        return found
+
+    def answers(self, row: RowMapping, criterion: str) -> bool:
+        """Whether a vote says something of a criterion of the kind ``prefer``, or of ``overall``."""
+        return criterion in _preferred(row)
+
+    def replaced(self, row: RowMapping, criterion: str) -> bool:
+        """With ``final``: whether a verdict of another stands for a kept vote in this criterion."""
+        verdict = self._verdicts.get(row["pair_id"])
+        return verdict is not None and verdict["id"] != row["id"] and criterion in _preferred(verdict)
+
     def __iter__(self) -> Iterator[Preference]:
         cached = lru_cache(maxsize=256)(self.sample)
         if self._final:
@@ -151,7 +165,7 @@ class Export:
         sample = self._samples[row[f"{standing(row['first_is_left'])[side]}_id"]]
         item = self._items[row["item_id"]]
         known = {"prompt": item.text, "prompt_id": item.prompt_id, "sample": sample.sha256, "arm": sample.arm}
-        return {**known, "seed": int(sample.seed)}
+        return {**known, "seed": _seed(sample)}
 
     def _origin(self, row: RowMapping) -> dict[str, object]:
         first, second = self._samples[row["first_id"]], self._samples[row["second_id"]]
@@ -193,12 +207,13 @@ def _adds(row: RowMapping, verdict: RowMapping) -> bool:
     return verdict["choice"] != "cannot_judge" and not _preferred(row).keys() <= _preferred(verdict).keys()
 
 
-def scores(study: Study) -> Iterator[dict[str, object]]:
+def scores(study: Study, export: Export | None = None) -> Iterator[dict[str, object]]:
     """One row per vote, sample and criterion of the kind ``scale``, of the votes that an export keeps.
 
-    ``score`` is from 1, the lowest anchor, to ``points``, the highest; ``sample`` is the SHA-256 of the content.
+    ``score`` is from 1, the lowest anchor, to ``points``, the highest; ``sample`` is the SHA-256 of the content;
+    ``seed`` is None where it is not known. ``export`` is one of this study, where it was read already.
     """
-    export = Export(study)
+    export = export or Export(study)
     anchors = _anchors(study)
     for row in export.rows:
         for criterion, value in row["answers"].items():
@@ -210,12 +225,12 @@ def scores(study: Study) -> Iterator[dict[str, object]]:
                 yield export.about(row, side) | about | _by(row, export)
 
 
-def points(study: Study) -> Iterator[dict[str, object]]:
+def points(study: Study, export: Export | None = None) -> Iterator[dict[str, object]]:
     """One row per place that was marked in an image, of the votes that an export keeps.
 
-    ``x`` and ``y`` are from 0, left and top, to 1.
+    ``x`` and ``y`` are from 0, left and top, to 1. ``export`` is one of this study, where it was read already.
     """
-    export = Export(study)
+    export = export or Export(study)
     for row in export.rows:
         for point in row["points"]:
             place = {name: point[name] for name in ("x", "y", "label")}
@@ -227,15 +242,30 @@ def _by(row: Mapping[Any, Any], export: Export) -> dict[str, object]:
     return {**by, "simulated": export.is_simulated(row)}
 
 
+def asked(study: Study, kind: Literal["prefer", "scale"]) -> list[str]:
+    """The criteria of a kind in any version of the protocol, in their order; ``overall`` is the first to prefer by."""
+    names = ["overall"] if kind == "prefer" else []
+    found = [one.name for version in _versions(study) for one in version.rules.criteria if one.kind == kind]
+    return list(dict.fromkeys(names + found))
+
+
 def _anchors(study: Study) -> dict[str, dict[str, int]]:
     """Of every version of the protocol: how many points each scale has."""
+    return {one.sha256: {c.name: len(c.anchors) for c in one.rules.criteria} for one in _versions(study)}
+
+
+def _versions(study: Study) -> list[Protocol]:
     with database.reading(study.engine) as connection:
-        versions = [Protocol.parse(text) for text in connection.scalars(select(ProtocolRow.text))]
-    return {one.sha256: {c.name: len(c.anchors) for c in one.rules.criteria} for one in versions}
+        return [Protocol.parse(text) for text in connection.scalars(select(ProtocolRow.text))]
 
 
 def _facts(sample: Row[Any]) -> dict[str, object]:
-    return {**sample.provenance, "arm": sample.arm, "seed": int(sample.seed), "sha256": sample.sha256}
+    return {**sample.provenance, "arm": sample.arm, "seed": _seed(sample), "sha256": sample.sha256}
+
+
+def _seed(sample: Row[Any]) -> int | None:
+    """None where the provenance says that it is not known."""
+    return None if sample.provenance.get("seed", sample.seed) is None else int(sample.seed)
 
 
 def seconds(row: Mapping[Any, Any]) -> float | None:

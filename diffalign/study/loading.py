@@ -46,7 +46,7 @@ def load(connection: Connection, files: Files, pairs: Iterable[StudyPair], rules
     be known. Raises InputError for what cannot be compared, and for what the protocol is not about.
     """
     loader = _Loader(files, rules.kind)
-    for number, pair in enumerate(pairs):
+    for number, pair in enumerate(pairs, 1):
         try:
             loader.add(pair)
         except InputError as error:

@@ -139,8 +139,10 @@ class Protocol:
         """Reads a YAML text. A ConfigError has a sentence for every mistake; ``name`` is what it calls the text."""
         try:
             found = yaml.safe_load(text)
-        except yaml.YAMLError as error:
-            raise ConfigError(f"{name} is no YAML: {' '.join(str(error).split())}") from None
+        except (yaml.YAMLError, ValueError) as error:  # a ValueError is of a date that does not exist
+            from diffalign.study.protocol_faults import not_yaml
+
+            raise ConfigError(f"{name} is no YAML: {not_yaml(error, text)}") from None
         if not isinstance(found, dict):
             raise ConfigError(f"{name} holds no fields: a protocol begins with lines such as name: mine and version: 1")
         try:

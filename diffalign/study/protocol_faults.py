@@ -8,6 +8,7 @@ import typing
 from collections.abc import Iterator, Mapping
 from typing import Any, Literal, get_args, get_origin
 
+import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
@@ -19,6 +20,27 @@ BOUNDS = (("ge", "from {}"), ("gt", "above {}"), ("le", "up to {}"), ("lt", "bel
 def sentences(error: ValidationError, model: type[BaseModel]) -> list[str]:
     """One for each mistake, in the order of the fields."""
     return list(dict.fromkeys(_sentence(detail, model) for detail in error.errors()))
+
+
+def not_yaml(error: Exception, text: str) -> str:
+    """Line, column and reason in one line, of what PyYAML raises; both are counted from 1."""
+    if isinstance(error, yaml.reader.ReaderError):
+        # Of a text it has the number of the character, and how many stand before it.
+        line, column = _place(text, error.position)
+        return f"line {line}, column {column}: the character U+{int(error.character):04X} may not stand there"
+    if not isinstance(error, yaml.MarkedYAMLError) or error.problem_mark is None:
+        return " ".join(str(error).split())
+    mark, begun = error.problem_mark, error.context_mark
+    reason = " ".join(str(error.problem).split()).replace("'<stream end>'", "the end of the file")
+    if error.context:
+        where = f" that begins in line {begun.line + 1}" if begun and begun.line != mark.line else ""
+        reason += f" ({' '.join(error.context.split())}{where})"
+    return f"line {mark.line + 1}, column {mark.column + 1}: {reason}"
+
+
+def _place(text: str, position: int) -> tuple[int, int]:
+    before = text[:position]
+    return before.count("\n") + 1, position - (before.rfind("\n") + 1) + 1
 
 
 def _sentence(detail: ErrorDetails, model: type[BaseModel]) -> str:
