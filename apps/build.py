@@ -6,16 +6,17 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote
 
 import torch
 from torch import Tensor
 
-from apps import warm_up_stage
+from apps import sources, warm_up_stage
 from apps.catalogue import find, recipes
 from diffalign.config import FITTED, RunConfig, fields_of, is_fitted, parse
 from diffalign.errors import ConfigError, NotFoundError
-from diffalign.types import Reward, Sample
+from diffalign.types import Modality, Reward, Sample
 from diffalign.worlds.shown import DEMONSTRATIONS
 from pipelines.diffusion import DiffusionPolicy
 from pipelines.fluency import Fluency
@@ -70,6 +71,13 @@ def device(name: str) -> torch.device:
     return wanted
 
 
+def sampling(config: RunConfig) -> dict[str, Any]:
+    """How samples are made, as ``load_policy`` takes it: by the section for what the model makes."""
+    if config.modality == "image":
+        return {"sampler": config.sampler}
+    return {"generation": config.generation}
+
+
 def policy(config: RunConfig) -> DiffusionPolicy | LanguagePolicy:
     """The model of a configuration, ready to be aligned."""
     return load_policy(
@@ -78,8 +86,7 @@ def policy(config: RunConfig) -> DiffusionPolicy | LanguagePolicy:
         adapter=config.adapter,
         full=config.adapter is None,
         critic=config.credit.critic is not None,
-        sampler=config.sampler,
-        generation=config.generation,
+        **sampling(config),
         device=device(config.device),
         precision=config.precision,
         gradient_checkpointing=config.trainer.gradient_checkpointing,
@@ -193,8 +200,9 @@ def standards(spec: str) -> frozenset[str]:
 def check(config: RunConfig) -> None:
     """Refuses what is wrong in a configuration, as far as that can be known, before any work is done."""
     wanted = config.experience
-    for rater in {wanted.rater, config.fit.rater if config.fit else None} - {None}:
-        SimulatedRaters.load(rater or "")
+    for field, rater in (("experience.rater", wanted.rater), ("fit.rater", config.fit.rater if config.fit else None)):
+        if rater is not None:
+            _same_modality(config, f"{field}: {rater} judges", SimulatedRaters.load(rater).modality)
     files = {
         "experience.path": wanted.path,
         "experience.demonstrations": wanted.demonstrations,
@@ -206,14 +214,26 @@ def check(config: RunConfig) -> None:
         if path and not (shown and path in DEMONSTRATIONS) and not Path(path).expanduser().exists():
             worlds = f", and no world of that name ({', '.join(DEMONSTRATIONS)})" if shown else ""
             raise NotFoundError(f"{field}: there is no file {path}{worlds}")
+    _same_modality(config, f"experience.path: {wanted.path} has", sources.modality(config))
+    if config.fit is not None and config.fit.preferences:
+        fitted_to = Path(config.fit.preferences).expanduser()
+        _same_modality(config, f"fit.preferences: {fitted_to} has", sources.modality_of_pairs(fitted_to))
     if config.warm_up is not None:
         judges(warm_up_stage.configuration(config))
     if config.fit is None:
-        judges(config)
-        return
-    for spec in [*(entry.reward for entry in config.rewards), *config.evaluation.rewards]:
-        if not is_fitted(spec):
-            load_reward(spec)
+        found = judges(config)
+        loaded = [found.main, *found.others]
+    else:
+        named = [*(entry.reward for entry in config.rewards), *config.evaluation.rewards]
+        loaded = [load_reward(spec) for spec in named if not is_fitted(spec)]
+    for one in loaded:
+        hint = " (a function of your own says by its attribute 'modality' which of them it judges)"
+        _same_modality(config, f"reward {one.name} judges", one.modality, hint)
+
+
+def _same_modality(config: RunConfig, what: str, modality: Modality | None, hint: str = "") -> None:
+    if modality not in (None, config.modality):
+        raise ConfigError(f"{what} {modality}s, but the model {config.model} makes {config.modality}s{hint}")
 
 
 def standing(policy: DiffusionPolicy | LanguagePolicy) -> list[Reward]:

@@ -26,7 +26,7 @@ def _out(default: str) -> Callable[..., Any]:
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(package_name="diffalign", message="%(prog)s %(version)s")
 def main() -> None:
-    """Align image generators to what people prefer."""
+    """Align image and text generators to what people prefer."""
 
 
 @main.command()
@@ -56,11 +56,13 @@ def align(recipe: str, overrides: tuple[str, ...], out: Path | None, resume: boo
 @SET
 @_out("runs/evaluate-NAME, or DATASET")
 @click.option("--baseline", metavar="DATASET", help="Dataset to compare with, such as one made before alignment.")
-@click.option("--training", metavar="IMAGES", help="What the image model was trained on: privacy is measured against it.")
+@click.option("--training", metavar="IMAGES", help="What the image model was trained on; privacy is measured by it.")
 @click.option("--model", "maker", metavar="MODEL|RUN", help="Where the image model is, if its name does not say so.")
 @click.option("--encoder", default=None, metavar="NAME", help="CLIP, or imagenet-trunk.  [default: embedded:clip]")
 @reported
-def evaluate(model: str, against: str | None, overrides: tuple[str, ...], out: Path | None, **about: str | None) -> None:
+def evaluate(
+    model: str, against: str | None, overrides: tuple[str, ...], out: Path | None, **about: str | None
+) -> None:
     """Measure a run or a model on held-out prompts, or a synthetic dataset against real images.
 
     Images are a folder (with a metadata.jsonl or .csv for their table rows), a dataset, or world:NAME[?cases=N].

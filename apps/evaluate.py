@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 
 import click
@@ -16,7 +15,7 @@ from apps.catalogue import recipes
 from apps.outcome import show
 from apps.progress import Status
 from diffalign import prompts as prompt_sources
-from diffalign.config import RunConfig, parse
+from diffalign.config import AdapterConfig, RunConfig, parse
 from diffalign.errors import ConfigError, NotFoundError
 from diffalign.evaluation import evaluate
 from diffalign.runs import Run, require_empty, unused_folder, write_text
@@ -92,10 +91,13 @@ def configuration(model: str, against: str | None, overrides: Sequence[str]) -> 
 
 def sampler(name: str, config: RunConfig) -> DiffusionPolicy | LanguagePolicy:
     """A policy that samples from a model, or from what a run produced."""
-    load = partial(
-        load_policy, modality=config.modality, sampler=config.sampler, generation=config.generation,
-        device=build.device(config.device), precision=config.precision, name=name,
-    )  # fmt: skip
+
+    def load(model: str, adapter: AdapterConfig | None = None) -> DiffusionPolicy | LanguagePolicy:
+        return load_policy(
+            model, modality=config.modality, adapter=adapter, device=build.device(config.device),
+            precision=config.precision, name=name, **build.sampling(config),
+        )  # fmt: skip
+
     if not is_run(name):
         return load(name)
     folder = Path(name).expanduser()

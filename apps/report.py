@@ -15,7 +15,7 @@ from typing import Any
 import yaml
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from apps import report_curves, report_measures, report_pictures
+from apps import report_curves, report_measures, report_pictures, warm_up_stage
 from apps.charts import Mark
 from apps.report_measures import Row, Win
 from diffalign.config import RunConfig, load
@@ -77,6 +77,8 @@ def context(run: Run) -> dict[str, Any]:
         "main": name,
         "sign": _sign(evaluation, name),
         "outcome": report_measures.outcome(main, won) if main else "",
+        "base": base(config),
+        "warmed": warmed(run.path / warm_up_stage.FOLDER),
         "measured": bool(evaluation),
         "judges": [row.name for row in measures if not row.trained_on and row.depth == 0],
         "verdict": verdict(evaluation, measures),
@@ -84,12 +86,12 @@ def context(run: Run) -> dict[str, Any]:
         "win": won,
         "diversity": report_measures.diversity(evaluation),
         "perceived": report_measures.perceived(evaluation),
-        "distances": report_measures.distances(evaluation),
+        "distances": report_measures.distances(evaluation, config.modality),
         "evaluation_seconds": report_measures.finite(evaluation.get("seconds")),
         "groups": groups,
         "tally": tally,
         "grids": report_pictures.grids(run.path / "samples"),
-        "charts": charts(rows, evaluation, name, _marks(main, rows)),
+        "charts": charts(rows, evaluation, name, _marks(main, rows), base(config)),
         "environment": _public_tree(_read(run.path / "environment.json")),
         "saved": next((kind for kind in ("adapter", "model") if (run.path / kind).is_dir()), None),
         "limitations": limitations(config, measures),
@@ -97,11 +99,25 @@ def context(run: Run) -> dict[str, Any]:
 
 
 def charts(
-    rows: report_curves.Rows, evaluation: Mapping[str, Any], name: str, marks: Sequence[Mark]
+    rows: report_curves.Rows, evaluation: Mapping[str, Any], name: str, marks: Sequence[Mark], base: str
 ) -> list[report_curves.Chart]:
     """The reward over epochs, rewards over the distance, and what else was logged."""
-    found = report_curves.curves(rows, name, marks)
-    return [*found[:1], *report_curves.against_distance(rows, evaluation), *found[1:]]
+    found = report_curves.curves(rows, name, marks, base)
+    return [*found[:1], *report_curves.against_distance(rows, evaluation, base), *found[1:]]
+
+
+def base(config: RunConfig) -> str:
+    """What the aligned model is compared with, in words: after a warm-up it is what that left."""
+    return "base model" if config.warm_up is None else "SFT model"
+
+
+def warmed(folder: Path) -> str:
+    """What the warm-up in this folder gained by itself, in a sentence; empty where it was not measured."""
+    evaluation = _read(folder / "evaluation.json")
+    measures = report_measures.table(evaluation)
+    name = (evaluation.get("win_rate") or {}).get("by")
+    main = next((row for row in measures if row.depth == 0 and row.name == name), None)
+    return report_measures.outcome(main, None) if main else ""
 
 
 def progress(config: RunConfig, rows: report_curves.Rows) -> dict[str, Any]:

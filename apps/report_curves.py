@@ -27,8 +27,8 @@ SMALL: tuple[tuple[str, str, str], ...] = (
         "Share of steps beyond the clip range. Near 1 for long: steps too large.",
     ),
     ("policy/approx_kl", "Drift within an epoch", "Half the squared log-ratio. Healthy is small, without jumps."),
-    ("distance/step_kl", "Distance from the base model, held out", "Closed-form KL per step on held-out prompts."),
-    ("policy/kl", "Distance from the base model", "Closed-form KL per step. It grows; slower is safer."),
+    ("distance/step_kl", "Distance from the {base}, held out", "Closed-form KL per step on held-out prompts."),
+    ("policy/kl", "Distance from the {base}", "Closed-form KL per step. It grows; slower is safer."),
     (
         "policy/accuracy",
         "Preferences in order",
@@ -37,7 +37,7 @@ SMALL: tuple[tuple[str, str, str], ...] = (
     ("policy/margin", "Margin", "How clearly, times beta. It grows; without end means overfitting."),
     ("policy/winner_drift", "Drift of winners", "How much more likely winners became. Below 0: they fall, too."),
     ("policy/loser_drift", "Drift of losers", "How much more likely losers became. It should fall, or rise less."),
-    ("policy/log_likelihood", "Log-likelihood of examples", "Minus the denoising error. It rises as they are learned."),
+    ("policy/log_likelihood", "Log-likelihood of examples", "It rises as they are learned."),
     ("experience/pairs", "Pairs", "Pairs with a winner, in an epoch."),
     ("experience/kept", "Kept samples", "Share of fresh samples that are imitated."),
     (
@@ -66,9 +66,10 @@ class Chart:
     wide: bool = False
 
 
-def against_distance(rows: Rows, evaluation: Mapping[str, Any]) -> list[Chart]:
-    """Rewards on held-out prompts against the divergence of whole samples from the base model: what was gained at what
-    price. What was optimised comes first; if it goes on rising where the others fall, it was over-optimised.
+def against_distance(rows: Rows, evaluation: Mapping[str, Any], base: str = "base model") -> list[Chart]:
+    """Rewards on held-out prompts against the divergence of whole samples from the base (the model that the run began
+    with, ``base`` in words): what was gained at what price. What was
+    optimised comes first; if it goes on rising where the others fall, it was over-optimised.
 
     Empty where a run was not measured on the way (``evaluation.every``). ``evaluation`` is that of the end.
     """
@@ -87,12 +88,12 @@ def against_distance(rows: Rows, evaluation: Mapping[str, Any]) -> list[Chart]:
         points = [(x, end["mean"]) for x, end in ends if end["mean"] is not None]
         lines = [Line(name, [*points[:1], *moments, *points[1:]])]
         trained = "It was trained on." if measure["trained_on"] else "It was not trained on."
-        hint = f"{trained} From the base model at 0, as training went; the ends with 95\u00a0% intervals."
+        hint = f"{trained} From the {base} at 0, as training went; the ends with 95\u00a0% intervals."
         found.append((not measure["trained_on"], _chart(f"{name} against KL", hint, lines, marks=marks, across="nats")))
     return [chart for _, chart in sorted(found, key=lambda one: one[0])]
 
 
-def curves(rows: Rows, main: str, marks: Sequence[Mark]) -> list[Chart]:
+def curves(rows: Rows, main: str, marks: Sequence[Mark], base: str) -> list[Chart]:
     """The charts for what was logged, the reward first. ``main`` is the name of the reward that was optimised.
 
     ``marks`` are the full evaluations, drawn beside the held-out curve.
@@ -102,7 +103,7 @@ def curves(rows: Rows, main: str, marks: Sequence[Mark]) -> list[Chart]:
         points = series(rows, key)
         quiet = key == "reward/failed" and not any(y for _, y in points)
         if points and not quiet:
-            found.append(_single(title, hint, points))
+            found.append(_single(title.format(base=base), hint, points))
     lines = [Line(name, points) for key, name in STAGES if (points := series(rows, key))]
     if lines:
         hint = "Wall-clock seconds of each stage of an epoch."

@@ -10,6 +10,7 @@ from typing import Any, Literal
 from markupsafe import Markup
 
 from apps.charts import intervals, minus, shares, ticks
+from diffalign.types import Modality
 
 Direction = Literal["better", "worse", "unclear"]
 Interval = tuple[float, float | None, float | None]
@@ -185,17 +186,22 @@ def perceived(evaluation: Mapping[str, Any]) -> list[tuple[str, str, str, str]]:
     return rows
 
 
-def distances(evaluation: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+KL_IN_WORDS = {
+    "image": {
+        "step_kl": ("KL divergence per step", "nats per latent element, along the aligned model's samples"),
+        "sample_kl": ("KL divergence per sample", "nats per latent element: the sum over the steps of a sample"),
+    },
+    "text": {
+        "step_kl": ("KL divergence per token", "nats, along the aligned model's texts"),
+        "sample_kl": ("KL divergence per text", "nats: the sum over the tokens of a text"),
+    },
+}
+
+
+def distances(evaluation: Mapping[str, Any], modality: Modality) -> list[tuple[str, str, str]]:
     """Each distance from the base model: value, name, and what it is."""
     known = {
-        "step_kl": (
-            "KL divergence per step",
-            "nats per latent element, or per token, along the aligned model's samples",
-        ),
-        "sample_kl": (
-            "KL divergence per sample",
-            "nats per latent element, or per text: the sum over the steps of a sample",
-        ),
+        **KL_IN_WORDS[modality],
         "rewritten": ("Rewritten", "1 - cosine of the phrases of the two texts of a pair: 0 where none has changed"),
         "pixel_rms": ("Pixel change", "root mean square between the two images of a pair, pixels from 0 to 1"),
     }

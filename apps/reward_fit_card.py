@@ -171,9 +171,10 @@ def sections(card: Mapping[str, Any]) -> list[Section]:
         "criterion", "pairs: train / stop / measure", "pair accuracy", "a second rater agrees", "best baseline",
         "calibration error",
     )  # fmt: skip
+    fitted = "heads" if card["modality"] == "image" else "model"
     note = (
         "Accuracy is the share of decided, held-out pairs that the model orders as the rater did; half of what is held"
-        " out stopped and calibrated the heads, the other half is measured on. Intervals are 95 %, by resampling"
+        f" out stopped and calibrated the {fitted}, the other half is measured on. Intervals are 95 %, by resampling"
         " prompts. A second rater's agreement is what can be expected of a model; one that knows the majority can be a"
         " little above it."
     )
@@ -251,6 +252,12 @@ def _tuned(name: str, one: Mapping[str, Any]) -> Section:
 def _facts(card: Mapping[str, Any]) -> Section:
     data, domain, versions = card["data"], card.get("domain"), card["environment"]["versions"]
     library = "open_clip_torch" if domain else "transformers"
+    source = f"{report.public(card['encoder']['name'])} ({card['encoder']['hash']})"
+    if card["modality"] == "text":
+        fitted = [["fitted from", source], ["what was trained", _lora(card)]]
+    else:
+        heads = ["heads a criterion", str(card["ensemble"])]
+        fitted = [["encoder", source], ["tuning of the encoder", _lora(card)], heads]
     known = []
     if domain:
         known = [["known images", f"{domain['train_images']} in training, {domain['held_out_images']} held out"]]
@@ -260,9 +267,7 @@ def _facts(card: Mapping[str, Any]) -> Section:
         ["different images", str(data["images"])] if "images" in data else ["different texts", str(data["texts"])],
         ["raters", str(data["raters"])],
         ["held out", f"{card['held_out']:.0%} of the prompts"],
-        ["encoder", f"{report.public(card['encoder']['name'])} ({card['encoder']['hash']})"],
-        ["tuning of the encoder", _lora(card)],
-        ["heads a criterion", str(card["ensemble"])],
+        *fitted,
         ["data", data["digest"]],
         *known,
         ["versions", ", ".join(f"{name} {versions[name]}" for name in ("diffalign", "torch", library))],

@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 from diffalign import images, parquet, preferences
 from diffalign.errors import ConfigError, InputError, NotFoundError
 from diffalign.preferences import Broken
+from diffalign.preferences.reading import opened
 from diffalign.prompts import of_images
 from diffalign.runs import new_file
 from diffalign.types import Prompt, Reward, Sample
@@ -27,8 +28,7 @@ def run(spec: str, folder: Path | None, dataset: Path | None, out: Path | None) 
     if (folder is None) == (dataset is None):
         raise ConfigError("say what to score: either --images DIR or --dataset FILE.parquet")
     reward = load(spec)
-    if reward.modality != "image" and dataset is None:
-        raise ConfigError(f"reward {reward.name} judges {reward.modality}s, not images; give them by --dataset FILE")
+    _refuse_other_modality(reward, dataset)
     if out is not None and out.suffix != ".parquet":
         raise ConfigError(f"output {out}: scores are written as Parquet, so name it {out.with_suffix('.parquet')}")
     if out is not None and out.exists():
@@ -55,11 +55,21 @@ def run(spec: str, folder: Path | None, dataset: Path | None, out: Path | None) 
     if not table.names:
         raise InputError(f"none of the {broken} {reward.modality}s could be read")
     if all(map(math.isnan, table.columns["score"])):
-        raise InputError(_nothing_scored(spec, len(table.names), table.prompted, reward.modality))
+        raise InputError(_nothing_scored(spec, table))
     if out is not None:
         with new_file(out) as temporary:
             pq.write_table(pa.table({reward.modality: table.names, **table.columns}), temporary)
     _summarise(spec, reward, table.columns, broken)
+
+
+def _refuse_other_modality(reward: Reward, dataset: Path | None) -> None:
+    if reward.modality == "image" and dataset is not None and _holds_texts(dataset):
+        raise ConfigError(
+            f"reward {reward.name} judges images, and {dataset} holds texts (a function of your own says by its"
+            " attribute 'modality' which of them it judges)"
+        )
+    if reward.modality != "image" and dataset is None:
+        raise ConfigError(f"reward {reward.name} judges {reward.modality}s, not images; give them by --dataset FILE")
 
 
 class Table:
@@ -85,8 +95,25 @@ class Table:
             column.extend([math.nan] * (len(self.names) - len(column)))
 
 
-def _nothing_scored(spec: str, count: int, prompted: int, modality: str) -> str:
+def _holds_texts(dataset: Path) -> bool:
+    """Whether a file has a column of texts and none of images."""
+    try:
+        _, columns = opened(dataset)
+    except InputError:
+        return False  # what reads it says what is wrong with it
+    return "image" not in columns and "prompt" in columns and bool(columns & {"completion", "text"})
+
+
+def _why(reward: Reward) -> str:
+    """What a reward itself says of scores that it did not give; empty where it says nothing."""
+    return str(getattr(reward, "why_nothing", ""))
+
+
+def _nothing_scored(spec: str, table: Table) -> str:
+    count, prompted, modality = len(table.names), table.prompted, table.reward.modality
     text = f"{spec} gave none of the {count} {modality}s a score"
+    if why := _why(table.reward):
+        return f"{text}: {why}"
     if prompted < count and modality == "image":
         text += f", and {count - prompted} of them have no prompt: write it into a text file of the same name, or into"
         return text + ' prompts.jsonl ({"file": ..., "prompt": ...})'
@@ -108,6 +135,8 @@ def _summarise(spec: str, reward: Reward, columns: dict[str, list[float]], broke
     failed = sum(math.isnan(value) for value in columns["score"])
     if failed or broken:
         click.echo(f"{failed} {reward.modality}s got no score from {spec}, {broken} could not be read")
+        if failed and (why := _why(reward)):
+            click.echo(f"{reward.name}: {why}")
 
 
 def from_folder(folder: Path) -> Iterator[tuple[str, Sample | str]]:

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 
 from diffalign import images, preferences
 from diffalign.config import RunConfig
-from diffalign.errors import InputError, NotFoundError
+from diffalign.errors import InputError, NotFoundError, UserError
 from diffalign.experience import BestOfN, JudgedPairs, OnlinePairs, Recorded, RecordedPairs, Rollouts, Source
 from diffalign.preferences import Broken
 from diffalign.prompts import of_images, plain
@@ -56,8 +56,10 @@ def source(
         case "online-pairs":
             return OnlinePairs(reward, prompts)
         case "pairs":
-            path = _file(config) or collected_pairs(config, policy, prompts, directory, progress)
-            return recorded_pairs(path, wanted.criterion, held_out, say)
+            if (given := _file(config)) is not None:
+                return own_pairs(given, wanted.criterion, held_out, directory, say)
+            collected = collected_pairs(config, policy, prompts, directory, progress)
+            return recorded_pairs(collected, wanted.criterion, held_out, say)
         case "labels":
             path = _file(config) or collected_labels(config, policy, prompts, directory, progress)
             return recorded_labels(path, held_out, say)
@@ -77,9 +79,70 @@ def _file(config: RunConfig) -> Path | None:
 # -- recorded ---------------------------------------------------------------------------------------------------------
 
 
-def recorded_pairs(path: Path, criterion: str | None, held_out: Sequence[Prompt], say: Say) -> RecordedPairs:
-    """The pairs of a native file that were judged by a criterion, and whose prompts are not held out."""
-    table = preferences.Table(path)
+def modality(config: RunConfig) -> Modality | None:
+    """What the recorded file of a configuration holds, by its first good row; None where it names none.
+
+    Raises InputError where the file is in no form that can be read.
+    """
+    wanted = config.experience
+    if wanted.path is None or wanted.path in DEMONSTRATIONS:
+        return None
+    path = Path(wanted.path).expanduser()
+    if wanted.source == "pairs":
+        return modality_of_pairs(path)
+    if wanted.source != "labels":
+        return "image" if path.is_dir() else "text"
+    first = next((row[0] for row in preferences.read_unpaired(path) if not isinstance(row, Broken)), None)
+    return None if first is None else _modality_of(first)
+
+
+def modality_of_pairs(path: Path) -> Modality | None:
+    """What the pairs of a file are, by the first good one; None where none is good. Raises InputError as ``read``."""
+    found = preferences.read(path)
+    if found.native:
+        return preferences.Table(path).modality
+    first = next((row for row in found if isinstance(row, Preference)), None)
+    return None if first is None else _modality_of(first.first)
+
+
+def _modality_of(sample: Sample) -> Modality:
+    return "image" if sample.text is None else "text"
+
+
+def own_pairs(path: Path, criterion: str | None, held_out: Sequence[Prompt], directory: Run, say: Say) -> RecordedPairs:
+    """The pairs of a file of any known form. Training draws pairs by number, so what is not in the native form is
+    copied into it: ``preferences.parquet`` of the run. Raises InputError for a broken row.
+    """
+    found = preferences.read(path)
+    if found.native:
+        return recorded_pairs(path, criterion, held_out, say)
+    copy = directory.path / "preferences.parquet"
+    made = not copy.exists()
+    if made:
+        preferences.write(copy, _whole(found))
+    try:
+        return recorded_pairs(copy, criterion, held_out, say, path)
+    except UserError:
+        if made:
+            copy.unlink()
+        raise
+
+
+def _whole(found: preferences.Pairs) -> Iterator[Preference]:
+    for row in found:
+        if isinstance(row, Broken):
+            raise InputError(f"{found.path}: {row}; `diffalign preferences convert` leaves such rows out")
+        yield row
+
+
+def recorded_pairs(
+    native: Path, criterion: str | None, held_out: Sequence[Prompt], say: Say, path: Path | None = None
+) -> RecordedPairs:
+    """The pairs of a native file that were judged by a criterion, and whose prompts are not held out.
+
+    ``path`` is what the file is called in messages, where it is a copy.
+    """
+    table, path = preferences.Table(native), path or native
     kept = apart(table.prompts(), held_out)
     _say_left_out(say, path, "pairs", len(table), len(kept))
     criteria = table.criteria()

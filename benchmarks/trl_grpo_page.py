@@ -12,6 +12,8 @@ Results = Mapping[str, Any]
 BUSY = 1.1
 """Wall over processor seconds above which something else had the processor."""
 PARTS = ("generation", "reward", "learning", "step")
+ALSO = {"one reading of each prompt": ", which also keeps finished texts"}
+"""What goes with a saving when it is left out."""
 
 
 def clock(results: Results) -> str:
@@ -59,7 +61,7 @@ def worth(savings: Results, by: str) -> str:
     """What a step costs without each of our savings."""
     rows = []
     for name, answers in savings.items():
-        label = "without " + name if name else "everything"
+        label = "without " + name + ALSO.get(name, "") if name else "everything"
         base = seconds(savings[""], "step", by)
         found = [seconds(answers, part, by) for part in ("generation", "learning", "step")]
         rows.append((label, *(f"{value:.2f}" for value in found), f"{found[-1] / base:.2f}" if name else ""))

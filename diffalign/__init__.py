@@ -1,4 +1,4 @@
-"""diffalign: align image generators to what people prefer.
+"""diffalign: align generators of images and texts to what people prefer.
 
 The engine. Policies come from ``pipelines``, rewards from ``rewards``; ``diffalign.types`` is the vocabulary.
 """
@@ -13,6 +13,7 @@ if TYPE_CHECKING:
         AdapterConfig,
         CreditConfig,
         ExperienceConfig,
+        GenerationConfig,
         ObjectiveConfig,
         PromptsConfig,
         RunConfig,
@@ -34,6 +35,7 @@ _HOMES = {
     "Draw": "types",
     "Evaluation": "evaluation",
     "ExperienceConfig": "config",
+    "GenerationConfig": "config",
     "JudgedPairs": "experience",
     "ObjectiveConfig": "config",
     "OnlinePairs": "experience",
@@ -65,6 +67,7 @@ __all__ = [
     "Draw",
     "Evaluation",
     "ExperienceConfig",
+    "GenerationConfig",
     "JudgedPairs",
     "ObjectiveConfig",
     "OnlinePairs",

@@ -243,8 +243,8 @@ class RunConfig(Section):
         if named != (self.fit is not None):
             raise ValueError(
                 f"a reward names {FITTED}, but there is no section fit that says what to fit it to" if named else
-                f"fit: no reward names what it fits; write one as clinician?{FITTED} or preference?{FITTED}, of texts as"
-                f" language-reward?{FITTED}"
+                f"fit: no reward names what it fits; write one as clinician?{FITTED} or preference?{FITTED}, of texts"
+                f" as language-reward?{FITTED}"
             )  # fmt: skip
         if not self.rewards and source not in RECORDED and self.experience.rater is None:
             raise ValueError(f"rewards: there is none, and source {source} learns from them; name one at least")

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, ModelWrapValidatorHandler, ValidationError, model_validator
 
+from diffalign.errors import ConfigError
 from diffalign.section import Section
 
 Source = Literal["rollouts", "best-of-n", "online-pairs", "pairs", "labels", "demonstrations"]
@@ -118,7 +119,28 @@ class ObjectiveConfig(Section):
     """(timestep, noise) draws at which a sample's likelihood is asked, in each update."""
     reduction: Literal["mean", "sum"] | None = None
     """How a log-likelihood is reduced: the mean over an image's latent elements, or the sum over a text's tokens.
-    ``beta`` and ``clip_range`` depend on it, so their defaults do, too."""
+    ``beta`` and ``clip_range`` depend on it, so their defaults do, too. Where it is not given, it is the model's."""
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _remembers_what_was_given(cls, data: Any, handler: ModelWrapValidatorHandler[ObjectiveConfig]) -> Any:
+        made = handler(data)
+        if isinstance(data, Mapping):
+            made.model_fields_set.intersection_update(name for name, value in data.items() if value is not None)
+        return made
+
+    def suited_to(self, reduction: Literal["mean", "sum"]) -> ObjectiveConfig:
+        """The same with the defaults of that reduction; one whose reduction was given stays as it is.
+
+        Raises ConfigError for a given field that the reduction has no use for.
+        """
+        given = self.model_dump(include=self.model_fields_set)
+        if "reduction" in given:
+            return self
+        try:
+            return ObjectiveConfig.model_validate({**given, "reduction": reduction})
+        except ValidationError as error:
+            raise ConfigError(f"objective: {error.errors()[0]['msg'].removeprefix('Value error, ')}") from None
 
     @model_validator(mode="before")
     @classmethod

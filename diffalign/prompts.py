@@ -23,11 +23,10 @@ from diffalign.types import Prompt
 
 log = logging.getLogger(__name__)
 
-LISTS = {
-    name: Path(__file__).parent / "worlds" / "assets" / f"{name}.txt" for name in ("animals", "explanations", "stories")
-}
-"""Plain lists that ship with diffalign: common animals, as in the prompts of the DDPO paper; questions that take a short
-explanation; first sentences of stories for children.
+_ASSETS = Path(__file__).parent / "worlds" / "assets"
+LISTS = {name: _ASSETS / f"{name}.txt" for name in ("animals", "explanations", "stories")}
+"""Plain lists that ship with diffalign: common animals, as in the prompts of the DDPO paper; questions that take a
+short explanation; first sentences of stories for children.
 """
 WORLDS = {
     "emoji": "diffalign.worlds.emoji",

@@ -81,7 +81,7 @@ class Trainer:
             )
         self.policy, self.source, self.beside = policy, source, beside
         self.settings = settings or TrainerConfig()
-        self.objective = objective or ObjectiveConfig()
+        self.objective = (objective or ObjectiveConfig()).suited_to(policy.reduction)
         self.credit = credit or CreditConfig()
         self._check_capabilities()
         if bool(self.objective.ptx_coefficient) != (beside is not None):

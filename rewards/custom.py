@@ -46,7 +46,7 @@ class FunctionReward:
         self.unit: str = getattr(function, "unit", "score")
         self.range: tuple[float, float] = getattr(function, "range", (-math.inf, math.inf))
         self.higher_is_better: bool = getattr(function, "higher_is_better", True)
-        self._function = function
+        self._function, self._called = function, name
         self._arguments = _arguments(function, name)
 
     def __call__(self, samples: Sequence[Sample]) -> Scores:
@@ -80,7 +80,20 @@ class FunctionReward:
         except UserError:
             raise
         except Exception as error:
-            raise InputError(f"the reward {self.name} failed {_where(error, self.file)}: {_told(error)}") from error
+            told = f"the reward {self.name} failed {_where(error, self.file)}: {_told(error)}"
+            if self._looked_for_texts(arguments, error):
+                told += (
+                    "; it got samples with an image and no text, for it does not say what it judges: a function of"
+                    f' texts says so by {self._called}.modality = "text", and reads sample.text'
+                )
+            raise InputError(told) from error
+
+    def _looked_for_texts(self, arguments: Sequence[object], error: Exception) -> bool:
+        """Whether this may be a function of texts that got images, because it says nothing of what it judges."""
+        if self._arguments or hasattr(self._function, "modality"):
+            return False
+        without = all(sample.text is None for sample in cast(Sequence[Sample], arguments[0]))
+        return without and isinstance(error, AttributeError | TypeError)
 
     def _scores(self, answer: object, count: int) -> Scores:
         if isinstance(answer, Scores):

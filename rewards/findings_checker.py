@@ -10,6 +10,7 @@ Whether the text is good English is not judged.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
@@ -23,6 +24,10 @@ from rewards.findings_reader import Reading, read
 
 PARTS = (*brain_mr.FIELDS, "invented")
 _BRIGHTNESS = {"T1": "dark", "T2": "bright", "FLAIR": "bright"}
+_FORM = (
+    ": a text gives its row as 'row: plane=...; contrast=...; lesion=...', on the next line 'task: findings' or 'task:"
+    " explain'"
+)
 _LOBES = {"anterior": "frontal lobes", "posterior": "occipital lobes"}
 """What *the front* and *the back* of the brain are on a coronal slice, which is cut there."""
 
@@ -80,18 +85,26 @@ def asked(row: Mapping[str, str], task: str) -> set[str]:
 
 def row_of(prompt: Prompt) -> tuple[dict[str, str], str]:
     """The row of a prompt and its task (empty where it has none); InputError names the columns that are missing."""
-    given: Mapping[str, object] = prompt.attributes or findings.parse(prompt.text) or {}
+    given: Mapping[str, object] = prompt.attributes or _read(prompt.text)
     row = {name: given[name] for name in brain_mr.FIELDS if name in given}
     needed = ["plane", "contrast", "lesion", *(["side", "size"] if row.get("lesion") == "present" else [])]
     if missing := [name for name in needed if name not in row]:
         raise InputError(
             f"findings-checker needs a row with {', '.join(brain_mr.FIELDS)}; the prompt {prompt.key[:80]!r} lacks"
-            f" {', '.join(missing)}"
+            f" {', '.join(missing)}{'' if prompt.attributes else _FORM}"
         )
     try:
         return brain_mr.validate(row), str(given.get("task", ""))
     except ConfigError as error:
         raise InputError(f"the row of the prompt {prompt.key[:80]!r} cannot be checked: {error}") from None
+
+
+def _read(text: str) -> Mapping[str, object]:
+    """The row that a prompt's text gives, also where row and task stand on one line; empty where it gives none."""
+    found = findings.parse(text)
+    if found is None and "\n" not in text.strip() and text.count("task:") == 1:
+        found = findings.parse(re.sub(r"[\s;,]*\btask:", "\ntask:", text))
+    return found or {}
 
 
 def judge(reading: Reading, row: Mapping[str, str], task: str = "") -> tuple[dict[str, bool], int]:

@@ -35,6 +35,7 @@ PRINCIPLES = ("It does what the question asks, correctly and completely.", "It i
 """What is judged by where no file of principles is given."""
 _PATH = "/v1/chat/completions"
 _REMEDY = "go on with a stopped run by --resume"
+_HURRY = "a larger timeout= or a smaller max_tokens= may help"
 _COMPARE = (
     "You compare two answers to a question by one principle. You reply with one letter, A or B, and nothing else."
 )
@@ -86,9 +87,11 @@ class Judge:
         self.principles = read_principles(Path(principles).expanduser()) if principles else PRINCIPLES
         base = url.rstrip("/").removesuffix(_PATH).removesuffix("/v1")
         self._line = Line(
-            base, what="judge", remedy=_REMEDY, timeout=timeout, retries=retries, patience=patience, token_env=token_env
-        )
+            base, what="judge", remedy=_REMEDY, hurry=_HURRY, timeout=timeout, retries=retries, patience=patience,
+            token_env=token_env,
+        )  # fmt: skip
         self.asked = self.nonsense = 0
+        self._first_nonsense = ""
         self._settings = {"model": model, "temperature": 0, "max_tokens": max_tokens}
         if logprobs:
             self._settings |= {"logprobs": True, "top_logprobs": 20}
@@ -105,6 +108,13 @@ class Judge:
                     answer = self._ask(_GRADE, _grade(sample.prompt.text, sample.text, principle), ("yes", "no"), 0)
                     parts[k, i] = math.nan if answer.first is None else answer.first
         return Scores(parts.mean(0), {f"principle {k + 1}": part for k, part in enumerate(parts)})
+
+    @property
+    def why_nothing(self) -> str:
+        """Why texts got no score: how many replies were nonsense, and the first. Empty where none was."""
+        if not self.nonsense:
+            return ""
+        return f"{self.nonsense} of its {self.asked} replies were no answer; at first it {self._first_nonsense}"
 
     def judge(self, pairs: Sequence[tuple[Sample, Sample]], seed: int = 0) -> list[Preference]:
         """One preference per pair: how probably the first is preferred, averaged over both orders and the principles.
@@ -143,7 +153,8 @@ class Judge:
         if answer.first is None:
             self.nonsense += 1
             if self.nonsense == 1:
-                log.warning(f"the judge {self.name} was asked {' or '.join(options)} and said {answer.text[:80]!r}")
+                self._first_nonsense = f"was asked {' or '.join(options)} and said {answer.text[:80]!r}"
+                log.warning(f"the judge {self.name} {self._first_nonsense}")
         return answer
 
     def _choice(self, request: Mapping[str, object]) -> dict[str, Any]:

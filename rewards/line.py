@@ -41,10 +41,20 @@ class Line:
 
     Where the server is down, busy or slow a request is sent again, with pauses that double from 0.5 to 30 s, until
     ``patience`` seconds or ``retries`` are spent; then UnreachableError is raised, and ``remedy`` says what to do.
+    ``hurry`` says what may help where an answer took longer than ``timeout``.
     """
 
     def __init__(
-        self, url: str, *, what: str, remedy: str, timeout: float, retries: int, patience: float, token_env: str
+        self,
+        url: str,
+        *,
+        what: str,
+        remedy: str,
+        hurry: str,
+        timeout: float,
+        retries: int,
+        patience: float,
+        token_env: str,
     ) -> None:
         """``timeout`` is in seconds for a whole request and its answer, ``patience`` for all tries of one request.
 
@@ -56,7 +66,7 @@ class Line:
         if retries < 0:
             raise ConfigError(f"{url}: retries is {retries}; it is at least 0")
         self.url, self.patience = url.rstrip("/"), patience
-        self._what, self._remedy = what, remedy
+        self._what, self._remedy, self._hurry = what, remedy, hurry
         self._address = _address(self.url)
         self._timeout, self._retries = timeout, retries
         self._token = _token(token_env, url)
@@ -145,7 +155,7 @@ class Line:
         return response.status, data, response.getheader("Location", "")
 
     def _late(self) -> str:
-        return f"no answer within {self._timeout:g} s; a larger timeout= or a smaller batch_size= may help"
+        return f"no answer within {self._timeout:g} s; {self._hurry}"
 
     def _connection(self) -> http.client.HTTPConnection:
         host, port = str(self._address.hostname), self._address.port

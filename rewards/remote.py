@@ -20,6 +20,7 @@ from rewards.arguments import split, typed
 from rewards.line import Line, first_line
 
 _REMEDY = "start it with 'diffalign reward serve', and go on with a stopped run by --resume"
+_HURRY = "a larger timeout= or a smaller batch_size= may help"
 _START_PATIENCE = 10.0
 """Longest wait for a server at the start, in seconds: there a wrong address is likelier than an outage."""
 
@@ -53,8 +54,8 @@ class RemoteReward:
         if batch_size < 1:
             raise ConfigError(f"{url}: batch_size is {batch_size}; it is at least 1")
         self._line = Line(
-            url, what="reward server", remedy=_REMEDY, timeout=timeout, retries=retries, patience=patience,
-            token_env=token_env,
+            url, what="reward server", remedy=_REMEDY, hurry=_HURRY, timeout=timeout, retries=retries,
+            patience=patience, token_env=token_env,
         )  # fmt: skip
         self.url, self._batch_size = self._line.url, batch_size
         facts = self._line.ask("GET", wire.ABOUT, None, self._read, min(patience, _START_PATIENCE))

@@ -466,7 +466,7 @@ def test_only_a_model_with_a_critic_can_be_credited_by_one() -> None:
             made(), SOURCES["rollouts"], objective=ObjectiveConfig(name="ppo-clip", reduction="sum"), credit=critic()
         )
     with pytest.raises(ConfigError, match=r"reduction is mean, but tiny answers with a sum"):
-        Trainer(made(), SOURCES["rollouts"], objective=ObjectiveConfig(name="ppo-clip"))
+        Trainer(made(), SOURCES["rollouts"], objective=ObjectiveConfig(name="ppo-clip", reduction="mean"))
 
 
 def with_demonstrations(weight: float, samples_per_epoch: int = 64, micro_batch_size: int = 64) -> Trainer:

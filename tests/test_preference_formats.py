@@ -126,6 +126,33 @@ def test_labelled_rows(tmp_path: Path, kind: str) -> None:
     assert pairs[0].provenance == {"first": "0.png", "second": "1.png"}
 
 
+@pytest.mark.parametrize("kind", ["jsonl", "json", "csv", "parquet"])
+def test_labelled_texts(tmp_path: Path, kind: str) -> None:
+    """The label is the probability that text_0 is preferred, in every container; a row without a text is broken."""
+    labels = {"1": 1, "0": 0, "tie": 0.5, "text_0": 1, "TEXT_1": 0, "0.25": 0.25}
+    rows = [
+        {"prompt": f"a, {i}", "text_0": f"short {i}", "text_1": "a, much longer", "label": label, "rater": "r1"}
+        for i, label in enumerate(labels)
+    ]
+    rows.append({**rows[0], "text_1": ""} if kind == "csv" else {**rows[0], "text_1": None})  # type: ignore[dict-item]
+    path = tmp_path / f"rows.{kind}"
+    if kind == "csv":
+        quoted = [",".join(f'"{cell}"' for cell in row.values()) for row in rows]
+        path.write_text("\n".join(["prompt,text_0,text_1,label,rater", *quoted]))
+    elif kind == "parquet":
+        files.parquet(path, rows)
+    else:
+        (files.json_lines if kind == "jsonl" else files.json_list)(path, rows)  # type: ignore[arg-type]
+    found = read(path)
+    pairs = [item for item in found if isinstance(item, Preference)]
+    assert found.format == "labelled texts" and not found.native
+    assert [pair.label for pair in pairs] == list(labels.values())
+    assert (pairs[1].prompt.text, pairs[1].first.text, pairs[1].second.text) == ("a, 1", "short 1", "a, much longer")
+    assert pairs[0].rater == "r1" and len(broken(path)) == 1 and "no text_1: it is empty" in broken(path)[0]
+    write(tmp_path / "out.parquet", pairs)
+    assert read(tmp_path / "out.parquet").native and Table(tmp_path / "out.parquet")[2].label == 0.5
+
+
 def test_optional_columns_of_rows(tmp_path: Path) -> None:
     row = {
         "prompt": "a", "image_0": files.data_url(0), "image_1": files.data_url(1), "label": 1, "prompt_id": 7,

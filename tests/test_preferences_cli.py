@@ -127,6 +127,15 @@ def test_inspect_as_json(desk: Path) -> None:
     assert (desk / "page.html").is_file()
 
 
+def test_texts_as_one_writes_them_are_inspected(desk: Path) -> None:
+    row = {"prompt": "a", "text_0": "one", "text_1": "two"}
+    files.json_lines(desk / "file.jsonl", [row | {"label": label} for label in (1, 0, 0.5)])
+    result = diffalign("inspect", "file.jsonl", "--json")
+    assert result.exit_code == 0, result.output
+    data = json.loads(result.output)
+    assert data["format"] == "labelled texts" and data["judgements"] == 3 and not data["broken"]["rows"]
+
+
 def test_one_class_is_told(desk: Path) -> None:
     write(desk / "pairs.parquet", [files.pair(str(i), 1) for i in range(3)])
     result = diffalign("inspect", "pairs.parquet")

@@ -84,7 +84,8 @@ def test_files_that_are_none(tmp_path: Path) -> None:
         read(tmp_path / "picture.txt")
     with pytest.raises(InputError, match="no prompt in it"):
         read(written(tmp_path, " "))
-    with pytest.raises(NotFoundError, match=r"one of emoji, brain-mr, findings, animals, explanations, stories, or a \.txt"):
+    known = r"one of emoji, brain-mr, findings, animals, explanations, stories, or a \.txt"
+    with pytest.raises(NotFoundError, match=known):
         read(tmp_path / "missing.txt")
 
 

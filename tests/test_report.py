@@ -449,6 +449,37 @@ def test_every_field_of_an_evaluation_is_documented() -> None:
     assert not missing, f"docs/metrics.md does not explain {', '.join(sorted(missing))}"
 
 
+WARMED: ENTRY = {
+    "model": "embedded:findings-lm", "modality": "text", "rewards": ["findings-gold"],
+    "prompts": {"source": "findings"}, "warm_up": {"demonstrations": "findings"},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("measured", [True, False])
+def test_after_a_warm_up_the_comparison_is_with_what_it_left(tmp_path: Path, measured: bool) -> None:
+    run = start(tmp_path / "run", **WARMED)
+    log(run, 3)
+    before = evaluation(distance={"step_kl": 0.05, "sample_kl": 1.5})
+    (run.path / "evaluation.json").write_text(json.dumps(before))
+    if measured:
+        (run.path / "warm-up").mkdir()
+        gained = {"rewards": {"gold": entry(0.25, 0.375, 0.05, trained_on=False, n=32)}, "win_rate": {"by": "gold"}}
+        (run.path / "warm-up" / "evaluation.json").write_text(json.dumps(gained))
+    page = " ".join(html.unescape(re.sub("<[^>]*>", "", report.render(run))).split())
+    assert '"Before" is the SFT model in run/warm-up/model, not embedded:findings-lm.' in page
+    assert "Before (SFT model) After" in page and "Distance from the SFT model" in page
+    assert "base model" not in page and "latent" not in page
+    assert re.search(r"KL divergence per text ?1.5 nats: the sum over the tokens of a text", page)
+    gain = "The warm-up alone took embedded:findings-lm to the SFT model. On 32 samples of held-out prompts, gold"
+    assert (f"{gain} rose from 0.250 to 0.375: a difference of +0.125" in page) == measured
+    assert ("The warm-up alone" in page) == measured
+
+
+def test_without_a_warm_up_nothing_of_it_is_said(finished: Run) -> None:
+    page = report.render(finished)
+    assert "SFT" not in page and "Distance from the base model" in page and "nats per latent element, along" in page
+
+
 def test_a_text_model_loads_as_the_report_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The block of code is run as it stands there."""
     monkeypatch.chdir(tmp_path)

@@ -200,7 +200,7 @@ def other_columns(desk: Path) -> None:
     ("prepare", "source", "objective", "message"),
     [
         (lambda desk: None, "pairs", "dpo", "there is no file recorded"),
-        (other_columns, "pairs", "dpo", "has the columns prompt, winner, and lacks first, second, label"),
+        (other_columns, "pairs", "dpo", "has the columns prompt, winner, which fit no format"),
         (
             lambda desk: preferences.write(desk / "recorded", pairs(criteria=("anatomy", "quality"))),
             "pairs", "dpo", "has judgements by several criteria, anatomy, quality: say which to learn from",
@@ -234,6 +234,77 @@ def test_prompts_come_from_the_preferences_themselves(desk: Path) -> None:
     result = diffalign("align", "learn.yaml", *[word for setting in settings for word in ("--set", setting)])
     assert result.exit_code == 0, result.output
     assert "4 of 16 pairs are of held-out prompts, and left out of training" in result.output
+
+
+def as_rows(desk: Path, name: str, label: object = 1) -> None:
+    """Twelve pairs of pictures as labelled rows, the last with this label."""
+    (desk / "pictures").mkdir(exist_ok=True)
+    for i in range(2):
+        picture(80 * i).save(desk / "pictures" / f"{i}.png")
+    row = {"image_0": "pictures/1.png", "image_1": "pictures/0.png"}
+    rows = [{"prompt": TEXTS[i % 4], **row, "label": label if i == 11 else 1} for i in range(12)]
+    (desk / name).write_text("\n".join(map(json.dumps, rows)))
+
+
+def test_pairs_of_any_form_are_learned_from(desk: Path) -> None:
+    """What is not in the native form is copied into it, in the run's folder, and the run can be resumed."""
+    as_rows(desk, "rows.jsonl")
+    learn(desk, "pairs", "dpo", "rows.jsonl")
+    result = diffalign("align", "learn.yaml", "--set", "trainer.epochs=1", "--out", "run")
+    assert result.exit_code == 0, result.output
+    copy = preferences.Table(desk / "run" / "preferences.parquet")
+    assert len(copy) == 12 and {pair.label for pair in copy} == {1.0}
+    again = diffalign("align", "learn.yaml", "--set", "trainer.epochs=1", "--out", "run", "--resume")
+    assert again.exit_code == 0, again.output
+
+
+@pytest.mark.parametrize(
+    ("label", "said"),
+    [("better", "rows.jsonl: line 12: unknown label"), (1, "rows.jsonl has no judgement by 'taste'")],
+)
+def test_a_run_that_cannot_use_its_pairs_leaves_no_copy(desk: Path, label: object, said: str) -> None:
+    as_rows(desk, "rows.jsonl", label)
+    learn(desk, "pairs", "dpo", "rows.jsonl", **({"criterion": "taste"} if label == 1 else {}))
+    result = diffalign("align", "learn.yaml")
+    assert result.exit_code == 2 and said in result.stderr, result.output
+    assert not (desk / "runs" / "learn").exists()
+
+
+TEXT_PAIR = {"prompt": "a", "text_0": "one", "text_1": "two", "label": 1}
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (["rewards=[readability]"], "reward readability judges texts, but the model embedded:emoji makes images"),
+        (
+            ["rewards=[own.py:score]"],
+            "reward score judges texts, but the model embedded:emoji makes images (a function",
+        ),
+        (["evaluation.rewards=[readability]"], "reward readability judges texts, but"),
+    ],
+)
+def test_another_modality_is_refused_before_any_work(desk: Path, settings: list[str], message: str) -> None:
+    (desk / "own.py").write_text("def score(samples):\n    return [1.0] * len(samples)\nscore.modality = 'text'\n")
+    for more in ([], ["--dry-run"]):
+        result = diffalign("align", "emoji-ddpo", *[word for one in settings for word in ("--set", one)], *more)
+        assert result.exit_code == 2 and message in result.stderr, result.output
+        assert "writing to" not in result.output and not (desk / "runs").exists()
+
+
+def test_pairs_of_another_modality_are_refused_before_any_work(desk: Path) -> None:
+    (desk / "texts.jsonl").write_text(json.dumps(TEXT_PAIR) + "\n")
+    preferences.write(desk / "texts.parquet", preferences.read(desk / "texts.jsonl"))  # type: ignore[arg-type]
+    for name in ("texts.jsonl", "texts.parquet"):
+        learn(desk, "pairs", "dpo", name)
+        for more in ([], ["--dry-run"]):
+            result = diffalign("align", "learn.yaml", *more)
+            assert result.exit_code == 2, result.output
+            assert f"experience.path: {name} has texts, but the model" in result.stderr
+            assert "writing to" not in result.output
+    learn(desk, "pairs", "dpo", None, rater="findings")
+    result = diffalign("align", "learn.yaml", "--dry-run")
+    assert result.exit_code == 2 and "experience.rater: findings judges texts" in result.stderr, result.output
 
 
 def test_a_criterion_is_chosen(desk: Path) -> None:

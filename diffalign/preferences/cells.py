@@ -25,8 +25,8 @@ from diffalign.types import Prompt, Sample
 PLACES = (".", "train", "test", "valid", "images", "test_images")
 """Folders beside a file in which its images are looked for: HPDv2 and ImageReward leave these names out."""
 WORDS = {
-    "left": 1.0, "first": 1.0, "image_0": 1.0,
-    "right": 0.0, "second": 0.0, "image_1": 0.0,
+    "left": 1.0, "first": 1.0, "image_0": 1.0, "text_0": 1.0,
+    "right": 0.0, "second": 0.0, "image_1": 0.0, "text_1": 0.0,
     "tie": 0.5,
 }  # fmt: skip
 SHOWN = 80

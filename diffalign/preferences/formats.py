@@ -79,6 +79,13 @@ def labelled(row: Row, folder: Path) -> Made:
     yield _preference(row, first, second, label, _names([row.get("image_0"), row.get("image_1")]))
 
 
+def labelled_texts(row: Row, folder: Path) -> Made:
+    """``prompt, text_0, text_1, label``, where ``label`` is the probability that text_0 is preferred."""
+    label, asked = cells.label(row), cells.prompt(row)
+    first, second = (Sample(asked, text=cells.text(row, name)) for name in ("text_0", "text_1"))
+    yield _preference(row, first, second, label, {})
+
+
 def invoke(row: Row, folder: Path) -> Made:
     """invoke-training: ``image_0, image_1, prefer_0, prefer_1`` with ``prompt`` or ``caption``; both true is a tie."""
     votes = [row.get(name) for name in ("prefer_0", "prefer_1")]
@@ -140,6 +147,7 @@ FORMATS = (
     Format("ImageReward", ("prompt", "generations", "ranking"), image_reward),
     Format("invoke-training", ("image_0", "image_1", "prefer_0", "prefer_1"), invoke, ("caption",)),
     Format("labelled rows", ("prompt", "image_0", "image_1", "label"), labelled),
+    Format("labelled texts", ("prompt", "text_0", "text_1", "label"), labelled_texts),
     Format("LongCat-Image", ("prompt", "img_path_win", "img_path_lose"), longcat, ("ref_img_path",)),
     Format("TRL texts", ("chosen", "rejected"), chosen_rejected),
 )

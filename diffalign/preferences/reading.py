@@ -12,6 +12,7 @@ from diffalign import images, parquet, prompts
 from diffalign.errors import InputError, NotFoundError
 from diffalign.preferences import cells
 from diffalign.preferences.formats import FORMATS, Format, Made
+from diffalign.preferences.formats import native as native_row
 from diffalign.preferences.rows import Broken, Row, Rows, reader
 from diffalign.types import Preference, Prompt, Sample
 
@@ -29,6 +30,8 @@ class Pairs:
     format: str
     """Name of the format that was found."""
     make: Callable[[], Iterator[Preference | Broken]]
+    native: bool = False
+    """Whether it is a file in the native form, which ``Table`` opens as it is."""
 
     def __iter__(self) -> Iterator[Preference | Broken]:
         return self.make()
@@ -46,7 +49,8 @@ def read(path: str | Path) -> Pairs:
     if not path.is_dir():
         source, columns = opened(path)
         form = recognise(path, columns)
-        return Pairs(path, form.name, partial(_file, path, source, form))
+        native = source is parquet.rows and form.make is native_row
+        return Pairs(path, form.name, partial(_file, path, source, form), native)
     if (path / "chosen").is_dir() and (path / "rejected").is_dir():
         return Pairs(path, FOLDERS, partial(_folders, path))
     files = sorted(file for file in path.rglob("*.parquet") if not file.name.startswith("."))
