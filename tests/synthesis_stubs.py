@@ -25,6 +25,7 @@ from diffalign.types import Modality, Prompt, Sample, Scores
 
 FIELDS: dict[str, Any] = {
     "name": "stub",
+    "seed": 1,
     "cases": 12,
     "axes": {"plane": ["axial", "coronal"], "lesion": {"present": 0.5, "none": 0.5}, "age": {"integer": [20, 80]}},
     "strata": ["plane", "lesion"],
