@@ -97,8 +97,9 @@ site: $(INSTALLED)
 	@NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict --quiet
 
 .PHONY: bench
-bench: $(INSTALLED) ## Repeat the comparison with TRL's DDPO
+bench: $(INSTALLED) ## Repeat the comparisons with TRL's DDPO and GRPO
 	$(PY) -m benchmarks.trl_ddpo $(ARGS)
+	$(PY) -m benchmarks.trl_grpo $(GRPO_ARGS)
 
 .PHONY: bench-level
 bench-level: $(INSTALLED) ## Repeat the race with TRL to an accuracy: about half an hour

@@ -29,7 +29,7 @@ from diffalign.errors import ConfigError, InputError, NotFoundError
 from diffalign.seeds import derive
 from diffalign.synthesis.cases import Case, Value
 from diffalign.synthesis.estimates import Floats
-from diffalign.synthesis.gates import _small
+from diffalign.synthesis.gates import small
 from diffalign.synthesis.naming import without_places
 from diffalign.synthesis.store import SPEC, Generated
 
@@ -300,7 +300,7 @@ def look(pictures: Pictures, encode: Encoder, status: Status, *, most: int | Non
 
 def small_pixels(image: Image.Image) -> Floats:
     """``(P,)`` grey pixels in [0, 1] of the image made small, by which copies are found."""
-    return np.asarray(_small(image), dtype=np.float64).ravel()
+    return np.asarray(small(image), dtype=np.float64).ravel()
 
 
 def tensor(pictures: Pictures, index: Sequence[int], side: int = 64) -> torch.Tensor:

@@ -67,16 +67,16 @@ class Worker:
             self.process.kill()
 
 
-def prepare_environment() -> Path:
-    """The interpreter of an environment with TRL; everything else comes from this interpreter's own packages."""
-    python = ENVIRONMENT / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
+def prepare_environment(folder: Path = ENVIRONMENT, trl: str = TRL) -> Path:
+    """The interpreter of an environment with that TRL; everything else comes from this interpreter's own packages."""
+    python = folder / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
     if not python.exists():
-        venv.create(ENVIRONMENT, with_pip=False, symlinks=os.name != "nt")
-    packages = Path(sysconfig.get_path("purelib", vars={"base": str(ENVIRONMENT), "platbase": str(ENVIRONMENT)}))
+        venv.create(folder, with_pip=False, symlinks=os.name != "nt")
+    packages = Path(sysconfig.get_path("purelib", vars={"base": str(folder), "platbase": str(folder)}))
     (packages / "project.pth").write_text(sysconfig.get_path("purelib") + "\n")
-    if not list(packages.glob(f"{TRL.replace('==', '-')}.dist-info")):
+    if not list(packages.glob(f"{trl.replace('==', '-')}.dist-info")):
         pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--python", str(python)]
-        subprocess.run([*pip, "install", "--no-deps", TRL], check=True)
+        subprocess.run([*pip, "install", "--no-deps", trl], check=True)
     return python
 
 

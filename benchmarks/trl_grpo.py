@@ -10,39 +10,22 @@ from __future__ import annotations
 import argparse
 import datetime
 import json
-import os
-import subprocess
 import sys
-import sysconfig
-import venv
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
 
 from benchmarks import trl_grpo_page
-from benchmarks.environment import ENVIRONMENT, ROOT, Answer, Worker, WorkerError, machine
+from benchmarks.environment import ENVIRONMENT, ROOT, Answer, Worker, WorkerError, machine, prepare_environment
 from benchmarks.trl_grpo_sides import SAVINGS, SETUP
 from diffalign.runs import write_text
 
 OWN = ROOT / "build" / "bench-trl-grpo"
-PACKAGES = ("trl==1.16.0", "datasets==5.2.0")
+TRL = "trl==1.16.0"
 SIDES = ("trl", "diffalign")
 KLS = (0.02, 0.0)
 """KL coefficients: that of the recipe ``text-grpo``, and TRL's own, which needs no reference."""
-
-
-def prepare() -> Path:
-    """The interpreter of an environment with TRL 1.16; what this project has already comes from its own packages."""
-    python = OWN / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
-    if not python.exists():
-        venv.create(OWN, with_pip=False, symlinks=os.name != "nt")
-    packages = Path(sysconfig.get_path("purelib", vars={"base": str(OWN), "platbase": str(OWN)}))
-    (packages / "project.pth").write_text(sysconfig.get_path("purelib") + "\n")
-    if not all(list(packages.glob(f"{package.replace('==', '-')}.dist-info")) for package in PACKAGES):
-        pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--python", str(python)]
-        subprocess.run([*pip, "install", *PACKAGES], check=True)
-    return python
 
 
 def step(worker: Worker, without: str | None = None) -> Answer:
@@ -94,7 +77,7 @@ def check_same_task(running: Mapping[str, Worker], warm: Mapping[str, list[Answe
 
 def measure(kl: float, steps: int, threads: int) -> dict[str, object]:
     """Both sides with this KL coefficient, after a step to warm up."""
-    python = str(prepare())
+    python = str(prepare_environment(OWN, TRL))
     ENVIRONMENT.mkdir(parents=True, exist_ok=True)  # where workers log
     with ExitStack() as stack:
         running = {}

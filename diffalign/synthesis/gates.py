@@ -132,7 +132,7 @@ class Memorised:
         self, training: Sequence[Image], distance: float, similarity: float | None = None, encode: Encoder | None = None
     ) -> None:
         self.distance, self.similarity, self.encode = distance, similarity, encode
-        self.pixels = np.stack([_small(image).ravel() for image in training])
+        self.pixels = np.stack([small(image).ravel() for image in training])
         self.embeddings = encode(training) if encode is not None and similarity is not None else None
 
     def __call__(self, candidates: Sequence[Candidate]) -> list[str]:
@@ -144,7 +144,7 @@ class Memorised:
         if self.encode is not None and self.embeddings is not None:
             near = (self.encode([c.picture for c in candidates]) @ self.embeddings.T).max(1).tolist()
         for candidate, cosine in zip(candidates, near, strict=True):
-            found = float(np.sqrt(((self.pixels - _small(candidate.picture).ravel()) ** 2).mean(1)).min())
+            found = float(np.sqrt(((self.pixels - small(candidate.picture).ravel()) ** 2).mean(1)).min())
             if found <= self.distance:
                 reasons.append(f"a training image is {found:.4f} away in pixels, not above {self.distance:g}")
             elif cosine is not None and self.similarity is not None and cosine >= self.similarity:
@@ -207,7 +207,7 @@ def perceptual_hash(image: Image) -> int:
     """64 bits: which of the 8x8 lowest frequencies of the small grey image are above their median (Zauner 2010)."""
     steps = np.arange(GREY)
     waves = np.cos(np.pi / GREY * np.outer(np.arange(8), steps + 0.5))
-    low = (waves @ _small(image) @ waves.T).ravel()
+    low = (waves @ small(image) @ waves.T).ravel()
     bits: NDArray[np.bool_] = low > np.median(low)
     return int.from_bytes(np.packbits(bits).tobytes(), "big")
 
@@ -217,7 +217,7 @@ def _cosine(first: bytes, second: bytes) -> float:
     return float(one @ two / (np.linalg.norm(one) * np.linalg.norm(two)))
 
 
-def _small(image: Image) -> NDArray[np.float32]:
+def small(image: Image) -> NDArray[np.float32]:
     """``(32, 32)`` grey pixels in [0, 1]."""
     from PIL import Image as pillow
 

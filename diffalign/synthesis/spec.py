@@ -96,7 +96,7 @@ class ImageConfig(Section):
     """The prompt that guidance leads away from."""
     sampler: SamplerConfig = SamplerConfig()
     condition: Literal["template", "table"] = "template"
-    """What the model is told of a row: the text of the template, or the cells too, by the model's table encoder."""
+    """What the model is told of a row: the text of the template, or the cells themselves, by its table encoder."""
 
 
 class TextConfig(Section):
