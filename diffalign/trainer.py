@@ -7,7 +7,6 @@ Shape legend: ``N`` samples of an epoch, ``S`` steps of a sample; a *row* is one
 
 from __future__ import annotations
 
-import math
 import signal
 import threading
 import time
@@ -15,29 +14,21 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from diffalign import actor_critic, checks, credit, experience, lessons
+from diffalign import checks, lessons
 from diffalign.config import CreditConfig, ObjectiveConfig, TrainerConfig
 from diffalign.errors import ConfigError, InputError
-from diffalign.experience import Epoch, Experience, Gathered, Judged, Paired, Rollouts, Scored, Shown, Source
+from diffalign.experience import Epoch, Experience, Gathered, Rollouts, Scored, Shown, Source
 from diffalign.lessons import Lesson, Rows
 from diffalign.methods import POLICY_GRADIENT
 from diffalign.runs import Run
 from diffalign.seeds import derive, permutation
-from diffalign.types import CriticPolicy, Policy, Prompt, Rollout
-
-CREDIT_RULES: dict[str, Callable[[Tensor, Sequence[str]], Tensor]] = {
-    "batch": credit.batch,
-    "group": credit.group,
-    "group-mean": credit.group_mean,
-    "leave-one-out": credit.leave_one_out,
-}
-STATEFUL = (credit.PerPromptStatistics, credit.AdaptiveKL)
-Tracker = credit.PerPromptStatistics | credit.AdaptiveKL | Callable[[Tensor, Sequence[str]], Tensor]
+from diffalign.teaching import Teacher
+from diffalign.types import Policy, Prompt, Rollout
 
 
 class Interrupted(Exception):
@@ -93,8 +84,7 @@ class Trainer:
             self.parameters.values(), lr=self.settings.learning_rate, weight_decay=self.settings.weight_decay
         )
         self.scaler = torch.amp.GradScaler(policy.device.type, enabled=precision == "fp16")
-        self.tracker = _tracker(self.credit)
-        self.notes: Mapping[str, float] = {}
+        self.teacher = Teacher(policy, source, self.objective, self.credit, self.settings, seed)
         self.epoch = 0
         self.updates = 0
         self._interrupted = threading.Event()
@@ -204,52 +194,16 @@ class Trainer:
 
     def lesson(self, gathered: Experience) -> Lesson:
         """What the objective makes of the experience. Raises ConfigError for one that it cannot learn from."""
-        name = self.objective.name
-        about = self.policy, self.objective, self.seed, self.epoch
-        if isinstance(gathered, Paired) and name == "kto":
-            gathered = experience.judged(gathered.preferences)
-        elif isinstance(gathered, Paired) and name == "sft":
-            gathered = experience.winners(gathered.preferences)
-        match gathered:
-            case Scored(rollout) if isinstance(self.tracker, credit.AdaptiveKL) and name in POLICY_GRADIENT:
-                return self._with_critic(gathered)
-            case Scored(rollout) if name in POLICY_GRADIENT:
-                share = self.settings.timestep_fraction
-                return lessons.Steps(*about, rollout, self.advantages(gathered), step_fraction=share)
-            case Scored(rollout, scores) if name == "reward-weighted":
-                failed = ~scores.total.isfinite().cpu()
-                advantages = self.advantages(gathered).masked_fill(failed, math.nan)
-                return lessons.Examples(*about, rollout.samples, advantages=advantages)
-            case Paired(preferences) if name in lessons.PAIRWISE:
-                return lessons.Comparisons(*about, preferences)
-            case Judged(samples, good) if name == "kto":
-                return lessons.Verdicts(*about, samples, good)
-            case Shown(samples, passes) if name == "sft":
-                return lessons.Examples(*about, samples, passes)
-        raise ConfigError(f"objective {name} cannot learn from source {self.source.name}")
-
-    def _with_critic(self, scored: Scored) -> Lesson:
-        assert self.credit.critic is not None
-        assert isinstance(self.tracker, credit.AdaptiveKL)
-        found, metrics = actor_critic.lesson(
-            cast(CriticPolicy, self.policy), self.objective, self.seed, self.epoch, scored.rollout,
-            self._oriented(scored), critic=self.credit.critic, penalty=self.tracker,
-            step_fraction=self.settings.timestep_fraction,
-        )  # fmt: skip
-        self.notes = metrics
-        return found
-
-    def _oriented(self, scored: Scored) -> Tensor:
-        total = scored.scores.total
-        return experience.oriented(self.source.reward, total) if isinstance(self.source, Rollouts) else total
+        return self.teacher.lesson(gathered, self.epoch)
 
     def advantages(self, scored: Scored) -> Tensor:
-        """Clipped advantages ``(N,)`` on the CPU; more is better, whatever the reward's own direction."""
-        keys = [sample.prompt.key for sample in scored.rollout.samples]
-        assert not isinstance(self.tracker, credit.AdaptiveKL)
-        found = self.tracker(self._oriented(scored), keys)
-        self.notes = {"advantage/clipped_fraction": float((found.abs() > self.credit.clip).float().mean())}
-        return found.clamp(-self.credit.clip, self.credit.clip)
+        """See Teacher."""
+        return self.teacher.advantages(scored)
+
+    @property
+    def notes(self) -> Mapping[str, float]:
+        """What the last lesson says about itself, to be logged."""
+        return self.teacher.notes
 
     def update(self, lesson: Lesson) -> dict[str, float]:
         """All optimiser updates of one epoch; returns the mean metrics of those that were made.
@@ -368,7 +322,7 @@ class Trainer:
             "parameters": {name: parameter.detach().cpu() for name, parameter in self.parameters.items()},
             "optimiser": self.optimiser.state_dict(),
             "scaler": self.scaler.state_dict(),
-            "credit": self.tracker.state_dict() if isinstance(self.tracker, STATEFUL) else {},
+            "credit": self.teacher.state_dict(),
         }
 
     @torch.no_grad()
@@ -389,8 +343,7 @@ class Trainer:
         self.optimiser.load_state_dict(state["optimiser"])
         if state["scaler"]:
             self.scaler.load_state_dict(state["scaler"])
-        if isinstance(self.tracker, STATEFUL):
-            self.tracker.load_state_dict(state["credit"])
+        self.teacher.load_state_dict(state["credit"])
         self.epoch, self.updates = state["epoch"], state["updates"]
 
     def save(self) -> None:
@@ -430,14 +383,6 @@ class Trainer:
             yield
         finally:
             signal.signal(signal.SIGINT, previous)
-
-
-def _tracker(config: CreditConfig) -> Tracker:
-    if config.critic is not None:
-        return credit.AdaptiveKL(config.critic.kl_coefficient, config.critic.target_kl, config.critic.horizon)
-    if config.rule == "per-prompt":
-        return credit.PerPromptStatistics(config.buffer_size, config.min_count)
-    return CREDIT_RULES[config.rule]
 
 
 def _joined(parts: Sequence[Rollout]) -> Rollout:

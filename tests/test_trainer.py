@@ -117,7 +117,7 @@ class Brightness(Target):
         return Scores(torch.tensor([sum(s.image.convert("L").tobytes()) / 255 / 256 for s in samples]))  # type: ignore[union-attr]
 
 
-def walk(objective: str = "ppo-clip", rule: str = "batch", **settings: Any) -> Trainer:
+def walk(objective: str = "ppo-clip", rule: str = "batch", kl_coefficient: float = 0.0, **settings: Any) -> Trainer:
     options = {
         "epochs": 40, "samples_per_epoch": 64, "samples_per_prompt": 4, "batch_size": 32, "learning_rate": 0.05,
         "weight_decay": 0.0,
@@ -126,7 +126,11 @@ def walk(objective: str = "ppo-clip", rule: str = "batch", **settings: Any) -> T
         WalkPolicy(),
         Rollouts(Target(), PROMPTS),
         settings=TrainerConfig(**(options | settings)),
-        objective=ObjectiveConfig(name=objective, clip_range=0.2 if objective == "ppo-clip" else None),  # type: ignore[arg-type]
+        objective=ObjectiveConfig(
+            name=objective,  # type: ignore[arg-type]
+            clip_range=0.2 if objective == "ppo-clip" else None,
+            kl_coefficient=kl_coefficient,
+        ),
         credit=CreditConfig(rule=rule),  # type: ignore[arg-type]
     )
 
@@ -168,8 +172,7 @@ def test_a_diffusion_model_learns_brightness(make: Callable[..., DiffusionPolicy
 
 
 def test_kl_to_the_reference_holds_the_policy_back() -> None:
-    free, held = walk(epochs=20), walk(epochs=20)
-    held.objective = ObjectiveConfig(clip_range=0.2, kl_coefficient=10.0)
+    free, held = walk(epochs=20), walk(epochs=20, kl_coefficient=10.0)
     free.train()
     held.train()
     assert held.policy.mean.abs().max() < 0.2 * free.policy.mean.abs().max()  # type: ignore[attr-defined]
