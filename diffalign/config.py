@@ -133,6 +133,9 @@ class TrainerConfig(Section):
     """Whether the learning rate stays, or falls linearly over ``epochs`` to reach 0 after the last."""
     weight_decay: float = Field(1e-4, ge=0)
     max_grad_norm: float = Field(1.0, gt=0)
+    ema_decay: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """Decay of an exponential moving average of the trained weights, over about ``1 / (1 - ema_decay)`` updates: it is
+    what is measured and saved. Null keeps none."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, more time. Applied when the policy is built, so in the
     library give it to ``load_policy`` too."""
@@ -264,6 +267,11 @@ class RunConfig(Section):
             raise ValueError(
                 f"sampler.eta is 0: sampling without noise has no likelihood, which {objective} needs;"
                 " set sampler.eta above 0 (1 is the DDPM noise)"
+            )
+        if (self.objective.backprop_steps or 0) > self.sampler.steps:
+            raise ValueError(
+                f"objective.backprop_steps is {self.objective.backprop_steps}, but sampling takes {self.sampler.steps}"
+                " steps (sampler.steps)"
             )
         if source in ("best-of-n", "online-pairs") and self.trainer.samples_per_prompt < 2:
             raise ValueError(

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 Prediction = Literal["epsilon", "v_prediction", "sample"]
+"""What the model of a diffusion process says; that of a flow says a velocity (see ``flow``)."""
 
 
 def expand(values: Tensor, like: Tensor) -> Tensor:

@@ -3,12 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from diffalign.section import Section
 from diffalign.types import Modality
+
+FlowNoise = Literal["sde", "cps", "dance"]
+"""How noise enters the steps of a flow model."""
+
+
+class WindowConfig(Section):
+    """Which steps have noise (MixGRPO, Li et al. 2025, arXiv 2507.21802, with a window that stays)."""
+
+    start: int = Field(0, ge=0)
+    """The first of them, counted from 0."""
+    steps: int = Field(2, ge=1)
+    """How many."""
 
 
 class SamplerConfig(Section):
@@ -16,12 +28,31 @@ class SamplerConfig(Section):
 
     steps: int = Field(10, ge=1, le=1000)
     """Number of denoising steps."""
-    eta: float = Field(1.0, ge=0, le=1)
-    """Share of the DDPM noise; 0 is deterministic and has no likelihood, so policy gradients refuse it."""
+    noise: FlowNoise | None = None
+    """Of flow models: how noise enters a step, by Flow-GRPO's ``sde`` (the default), coefficients-preserving sampling
+    ``cps``, or DanceGRPO's ``dance``. The others sample by DDIM, and leave it null."""
+    eta: Annotated[float, Field(ge=0, le=1)] | None = None
+    """How much noise a step has; 0 is deterministic and has no likelihood, so policy gradients refuse it. Of DDIM the
+    share of the DDPM noise, of flow models the level a (``sde``, ``cps``) or eta (``dance``) of their papers. Null is 1
+    for DDIM, 0.7 for ``sde``, 0.8 for ``cps`` and 0.3 for ``dance``."""
+    window: WindowConfig | None = None
+    """The steps that have noise; the others are deterministic and not trained on. Null is all of them."""
     guidance_scale: float = Field(1.0, ge=0)
-    """Classifier-free guidance; 1 is none, and halves the work."""
+    """Classifier-free guidance; 1 is none, and halves the work. Models that take the scale as an input, such as
+    FLUX.1-dev, get it there at no cost."""
+    size: Annotated[int, Field(ge=8)] | None = None
+    """Side of the images in pixels, which are square then; null is the size that the checkpoint is made for."""
     batch_size: int = Field(32, ge=1)
     """Images sampled at once; memory only, results do not depend on it beyond float rounding."""
+
+    @model_validator(mode="after")
+    def _window_fits(self) -> SamplerConfig:
+        if self.window is not None and self.window.start + self.window.steps > self.steps:
+            raise ValueError(
+                f"window ends at step {self.window.start + self.window.steps}, and there are {self.steps} steps; set"
+                " window.start and window.steps to end there or before"
+            )
+        return self
 
 
 class GenerationConfig(Section):

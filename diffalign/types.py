@@ -232,3 +232,42 @@ class DenoisingPolicy(LikelihoodPolicy, Protocol):
         Minus its mean square is the log-likelihood.
         """
         ...
+
+    def clean_error(self, residual: Tensor, draw: Draw) -> Tensor:
+        """A residual at a draw as an error of the clean latents that the denoiser believes in, ``(B, ...)``.
+
+        Linear in the residual: a factor for each sample, up to its sign.
+        """
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Redrawn:
+    """The images of a rollout, made once more with gradient."""
+
+    images: Tensor
+    """float32 ``(B, 3, H, W)`` in [0, 1] with gradient; rounded to 8 bits they are the rollout's."""
+    drift: Tensor | None = None
+    """float32 ``(B,)`` with gradient, where it was asked for: the mean squared difference of the denoiser's output from
+    the reference's, over the steps with gradient and the elements of the output."""
+
+
+class DifferentiablePolicy(Policy, Protocol):
+    """A policy with the capability ``differentiable_sampling``: images only."""
+
+    def redraw(self, rollout: Rollout, start: int, *, jump: bool = False, drift: bool = False) -> Redrawn:
+        """Goes on from the recorded step ``start`` (0 is the first) to the image, with gradient from there on.
+
+        With ``jump`` it makes that one step, and takes what it believes the image to be.
+        """
+        ...
+
+
+class DifferentiableReward(Reward, Protocol):
+    """A reward with a second form that has a gradient: of images only."""
+
+    def differentiable(self, images: Tensor, prompts: Sequence[Prompt]) -> Tensor:
+        """Scores ``(B,)`` with gradient of images ``(B, 3, H, W)`` in [0, 1], as near as can be to those of the same
+        images in 8 bits; NaN for a failed judgement.
+        """
+        ...

@@ -1,6 +1,6 @@
 """A policy over a diffusion model: samples images step by step, and says how likely each step was.
 
-Shape legend: ``B`` samples, ``S`` sampling steps, ``K`` of them asked about, ``C H W`` latents, ``L D`` text.
+Shape legend: ``B`` samples, ``S`` sampling steps, ``K`` of them asked about, ``C H W`` latents.
 
 The last step. A schedule may end without noise (then its standard deviation is 0: the step is deterministic, has no
 likelihood, and is masked out) or with a little (Stable Diffusion's own, 0.02 at eta 1: an ordinary step).
@@ -12,6 +12,7 @@ import copy
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
@@ -25,15 +26,16 @@ from diffalign import denoising, images
 from diffalign.config import AdapterConfig, SamplerConfig
 from diffalign.errors import ConfigError, InputError
 from diffalign.runs import new_folder
-from diffalign.types import Capability, Draw, Modality, Prompt, Rollout, Sample, StepLikelihood
-from pipelines.families import Family
+from diffalign.types import Capability, Draw, Modality, Prompt, Redrawn, Rollout, Sample, StepLikelihood
+from pipelines import backprop
+from pipelines.families import ATTENTION, EVERYTHING, Conditioning, Family, joined
 from pipelines.per_image import PerImage
 from pipelines.table_encoder import FOLDER, Codes, TableEncoder
 
-ATTENTION = ["to_q", "to_k", "to_v", "to_out.0"]
-EVERYTHING = [*ATTENTION, "proj_in", "proj_out", "ff.net.0.proj", "ff.net.2", "conv1", "conv2", "conv_shortcut"]
-KNOWN_TEXTS = 2048
-"""Embeddings that are kept: 0.5 GB of Stable Diffusion 1.5's."""
+__all__ = ["ATTENTION", "EVERYTHING", "DiffusionPolicy"]
+
+KNOWN_BYTES = 2**31
+"""Memory for the embeddings that are kept, at most: 9078 texts of Stable Diffusion 1.5, or 255 of FLUX."""
 Asked = str | Codes
 """What conditions the denoiser: a text, or the codes of a table row."""
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -44,7 +46,7 @@ class DiffusionPolicy:
 
     modality: Modality = "image"
     capabilities: frozenset[Capability] = frozenset(
-        {"step_log_probs", "step_kl", "log_likelihood", "denoising_residual", "reference"}
+        {"step_log_probs", "step_kl", "log_likelihood", "denoising_residual", "reference", "differentiable_sampling"}
     )
     steps_at_once: int | None = 1
     reduction: Literal["mean", "sum"] = "mean"
@@ -76,15 +78,18 @@ class DiffusionPolicy:
         self.gradient_checkpointing = gradient_checkpointing
         self._frozen: nn.Module | None = None
         self.table = table.to(self.device) if table is not None else None
-        self._text: dict[Asked, Tensor] = {}
+        self._text: dict[Asked, Conditioning] = {}
         self._encoded = PerImage()
-        pipeline = family.pipeline
-        for module in (pipeline.vae, pipeline.text_encoder, family.denoiser):
+        self.denoiser_calls = 0
+        """Latents that went through the denoiser so far; guidance sends each through twice, and backward passes do not
+        count."""
+        if not full:
+            family.freeze_in(self.precision)
+        for module in family.modules():
             module.requires_grad_(False).eval().to(self.device)
-        timesteps, before, after = family.schedule(self.sampler.steps)
-        self.timesteps = timesteps.to(self.device)
-        self.signal, self.next_signal = before.to(self.device), after.to(self.device)
-        self.std = denoising.ddim_std(self.signal, self.next_signal, self.sampler.eta)
+        if self.sampler.size is not None:
+            family.resize(self.sampler.size)
+        self.schedule = family.schedule(self.sampler, self.device)
         if adapter:
             self._add_adapter(adapter, seed)
         elif full:
@@ -95,9 +100,9 @@ class DiffusionPolicy:
             family.denoiser.train()  # diffusers checkpoints in training mode only; no layer here has dropout
 
     def _add_adapter(self, adapter: AdapterConfig, seed: int) -> None:
-        targets = {"attention": ATTENTION, "all": EVERYTHING}.get(str(adapter.targets), adapter.targets)
+        named = adapter.targets if isinstance(adapter.targets, list) else self.family.layers[adapter.targets]
         config = LoraConfig(
-            r=adapter.rank, lora_alpha=adapter.alpha, init_lora_weights="gaussian", target_modules=targets
+            r=adapter.rank, lora_alpha=adapter.alpha, init_lora_weights="gaussian", target_modules=list(named)
         )
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
@@ -126,7 +131,7 @@ class DiffusionPolicy:
         samples = tuple(
             Sample(prompt, image=image, seed=seed) for prompt, image, seed in zip(prompts, pictures, seeds, strict=True)
         )
-        mask = (self.std > 0).expand(len(prompts), steps)
+        mask = (self.schedule.std > 0).expand(len(prompts), steps)
         return Rollout(samples, torch.stack(log_probs, 1), mask, {"latents": torch.stack(path, 1)})
 
     def _noise(self, seeds: Sequence[int], count: int) -> Tensor:
@@ -135,8 +140,13 @@ class DiffusionPolicy:
         drawn = [torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
         return torch.stack(drawn).to(self.device)
 
-    def _encode(self, prompts: Sequence[Prompt]) -> Tensor:
-        """Conditioning ``(2B, L, D)`` (negative or empty row first) under guidance, else ``(B, L, D)``."""
+    def _encode(self, prompts: Sequence[Prompt]) -> Conditioning:
+        """Conditioning of ``2B`` rows (negative or empty row first) under guidance, else of ``B``."""
+        if self.family.guidance_embedded and (negative := next((p.negative for p in prompts if p.negative), "")):
+            raise ConfigError(
+                f"negative {negative[:60]!r} belongs to the unconditional pass of guidance, and {self.name} has none:"
+                " it takes the guidance scale as an input"
+            )
         asked = [self._asked(prompt) for prompt in prompts]
         if self.guided:
             asked = [self._unasked(prompt) for prompt in prompts] + asked
@@ -167,42 +177,53 @@ class DiffusionPolicy:
             )
         return self.table.empty
 
-    def _embed(self, asked: Sequence[Asked]) -> Tensor:
-        """Embeddings ``(B, L, D)``. A text or row is encoded once, while not too many others come in between, and by
-        itself: in a batch its last bits would depend on the others.
+    def _embed(self, asked: Sequence[Asked]) -> Conditioning:
+        """Embeddings, one after the other. A text or row is encoded once, while not too many others come in between,
+        and by itself: in a batch its last bits would depend on the others.
         """
-        missing = [one for one in dict.fromkeys(asked) if one not in self._text]
-        if len(self._text) + len(missing) > KNOWN_TEXTS:
-            self._text = {one: self._text[one] for one in dict.fromkeys(asked) if one in self._text}
-        for one in missing:
-            if isinstance(one, str):
-                self._text[one] = self.family.encode_text([one])[0]
-            else:
-                assert self.table is not None
-                self._text[one] = self.table.states([one])[0]
-        return torch.stack([self._text[one] for one in asked])
+        wanted = dict.fromkeys(asked)
+        if missing := [one for one in wanted if one not in self._text]:
+            self._text |= {one: self._embedded(one) for one in missing}
+            if sum(known.nbytes for known in self._text.values()) > KNOWN_BYTES:
+                self._text = {one: self._text[one] for one in wanted}
+        found = joined([self._text[one] for one in asked])
+        if not self.family.guidance_embedded:
+            return found
+        scale = torch.full((len(found),), float(self.sampler.guidance_scale), device=self.device)
+        return replace(found, guidance=scale)
+
+    def _embedded(self, one: Asked) -> Conditioning:
+        if isinstance(one, str):
+            return self.family.encode_text([one])
+        assert self.table is not None
+        return Conditioning(self.table.states([one]))
 
     @property
     def guided(self) -> bool:
-        """Whether classifier-free guidance is on (Ho & Salimans 2022)."""
-        return self.sampler.guidance_scale != 1
+        """Whether classifier-free guidance is on (Ho & Salimans 2022), with an unconditional pass of its own."""
+        return self.sampler.guidance_scale != 1 and not self.family.guidance_embedded
 
-    def _step_mean(self, latents: Tensor, steps: Tensor, text: Tensor) -> tuple[Tensor, Tensor]:
+    def _step_mean(self, latents: Tensor, steps: Tensor, text: Conditioning) -> tuple[Tensor, Tensor]:
         """Mean ``(B, C, H, W)`` and deviation ``(B,)`` of the next latents; rollout and replay both come here."""
-        timesteps = self.timesteps[steps]
+        output = self._output(latents, steps, text)
+        return self.schedule.mean(latents, output, steps), self.schedule.std[steps]
+
+    def _output(self, latents: Tensor, steps: Tensor, text: Conditioning) -> Tensor:
+        """The denoiser's output under guidance, float32 ``(B, C, H, W)``."""
+        timesteps = self.schedule.timesteps[steps]
+        if not self.guided:
+            return self._denoise(latents, timesteps, text)
+        unconditional, conditional = self._denoise(latents.repeat(2, 1, 1, 1), timesteps.repeat(2), text).chunk(2)
+        return unconditional + self.sampler.guidance_scale * (conditional - unconditional)
+
+    def _denoise(self, latents: Tensor, timesteps: Tensor, text: Conditioning) -> Tensor:
+        self.denoiser_calls += len(latents)
         with torch.autocast(self.device.type, self.precision, enabled=self.precision != torch.float32):
-            if self.guided:
-                output = self.family.denoise(latents.repeat(2, 1, 1, 1), timesteps.repeat(2), text)
-            else:
-                output = self.family.denoise(latents, timesteps, text)
-        output = output.float()
-        if self.guided:
-            unconditional, conditional = output.chunk(2)
-            output = unconditional + self.sampler.guidance_scale * (conditional - unconditional)
-        clip = getattr(self.family, "clip", None)
-        clean, noise = denoising.clean_and_noise(latents, output, self.signal[steps], self.family.prediction, clip=clip)
-        std = self.std[steps]
-        return denoising.ddim_mean(clean, noise, self.next_signal[steps], std), std
+            return self.family.denoise(latents, timesteps, text).float()
+
+    def redraw(self, rollout: Rollout, start: int, *, jump: bool = False, drift: bool = False) -> Redrawn:
+        """See DifferentiablePolicy, and ``pipelines.backprop``."""
+        return backprop.redraw(self, rollout, start, jump=jump, drift=drift)
 
     # -- likelihood -------------------------------------------------------------------------------------------------
 
@@ -237,12 +258,14 @@ class DiffusionPolicy:
         """See DenoisingPolicy: ``(B, C, H, W)``."""
         clean = self._latents(samples)
         noise = self._noise(draw.seeds, 1)[:, 0]
-        timesteps, signal = self.family.noise_level(draw.time.to(self.device))
-        noisy = denoising.noised(clean, noise, signal)
-        text = self._embed([self._asked(sample.prompt) for sample in samples])
-        with torch.autocast(self.device.type, self.precision, enabled=self.precision != torch.float32):
-            output = self.family.denoise(noisy, timesteps, text)
-        return denoising.denoising_residual(output.float(), clean, noise, signal, self.family.prediction)
+        noisy, timesteps, level = self.schedule.noised(clean, noise, draw.time.to(self.device))
+        output = self._denoise(noisy, timesteps, self._embed([self._asked(sample.prompt) for sample in samples]))
+        return self.schedule.residual(output, clean, noise, level)
+
+    def clean_error(self, residual: Tensor, draw: Draw) -> Tensor:
+        """See DenoisingPolicy."""
+        _, _, level = self.schedule.noised(residual, residual, draw.time.to(self.device))
+        return self.schedule.clean_error(residual, level)
 
     def _latents(self, samples: Sequence[Sample]) -> Tensor:
         """Latents ``(B, C, H, W)`` of the samples' images. An image is encoded once, and by itself: in a batch its last
@@ -261,6 +284,18 @@ class DiffusionPolicy:
                 self._encoded.put(sample.image, known)
             latents.append(known)
         return torch.stack(latents).to(self.device)
+
+    def known(self, samples: Sequence[Sample]) -> dict[str, Tensor]:
+        """The latents ``(B, ...)`` that images which this policy just made were decoded from, for ``adopt``."""
+        kept = [None if sample.image is None else self._encoded.get(sample.image) for sample in samples]
+        found = [latents for latents in kept if latents is not None]
+        return {"latents": torch.stack(found)} if found and len(found) == len(kept) else {}
+
+    def adopt(self, samples: Sequence[Sample], known: Mapping[str, Tensor]) -> None:
+        """Samples of another process of the run, and what its policy knows of them, as if this one had made them."""
+        for sample, latents in zip(samples, known["latents"], strict=True):
+            if sample.image is not None:
+                self._encoded.put(sample.image, latents.clone())
 
     def reference(self) -> AbstractContextManager[None]:
         """See Policy: adapters off, or the frozen copy when every weight is trained."""
@@ -302,12 +337,12 @@ class DiffusionPolicy:
                     self.table.save(folder / FOLDER)
             return run / "model"
         with new_folder(run / "adapter") as folder:
-            metadata = _collate_lora_metadata({"unet": self.family.denoiser})
+            part, denoiser = self.family.part, self.family.denoiser
+            metadata = _collate_lora_metadata({part: denoiser})
             for settings in metadata.values():
                 settings["target_modules"] = sorted(settings["target_modules"])
-            pipeline.save_lora_weights(
-                folder, unet_lora_layers=get_peft_model_state_dict(self.family.denoiser), **metadata
-            )
+            layers = {f"{part}_lora_layers": get_peft_model_state_dict(denoiser)}
+            pipeline.save_lora_weights(folder, **layers, **metadata)
             for file in folder.glob("*.safetensors"):
                 _sort_header(file)
         return run / "adapter"

@@ -17,7 +17,7 @@ from diffalign.config import AdapterConfig, GenerationConfig, SamplerConfig
 from diffalign.errors import ConfigError, InputError, NotFoundError
 from diffalign.types import Modality
 from pipelines.diffusion import DiffusionPolicy
-from pipelines.families import Family, StableDiffusion
+from pipelines.families import FAMILIES, Family
 from pipelines.language import LanguagePolicy
 from pipelines.naming import EMBEDDED, embedded_models, locate, modality_of
 from pipelines.table_encoder import FOLDER, TableEncoder
@@ -42,18 +42,25 @@ def load_family(model: str) -> Family:
     diffusers_logging.disable_progress_bar()
     transformers_logging.disable_progress_bar()
     try:
-        pipeline = DiffusionPipeline.from_pretrained(
-            where, dtype=torch.float32, safety_checker=None, requires_safety_checker=False, use_safetensors=True,
-            local_files_only=local,
-        )  # fmt: skip
+        config = DiffusionPipeline.load_config(where, local_files_only=local)
     except Exception as error:
         raise _not_loaded(model, local, error) from error
-    if not isinstance(pipeline, StableDiffusionPipeline):
-        raise ConfigError(
-            f"model {model} is a {type(pipeline).__name__}; this version aligns StableDiffusionPipeline checkpoints"
+    kind = config.get("_class_name")
+    if kind not in FAMILIES:
+        raise ConfigError(f"model {model} is a {kind}; what can be aligned is {', '.join(FAMILIES)}")
+    # A part that was left out of a checkpoint, such as SD3's T5, must be left out by name.
+    options: dict[str, Any] = {name: None for name, value in config.items() if value == [None, None]}
+    if kind == StableDiffusionPipeline.__name__:
+        options |= {"safety_checker": None, "requires_safety_checker": False}
+    try:
+        pipeline = DiffusionPipeline.from_pretrained(
+            where, dtype=torch.float32, use_safetensors=True, local_files_only=local, **options
         )
+    except Exception as error:
+        raise _not_loaded(model, local, error) from error
     pipeline.set_progress_bar_config(disable=True)
-    return StableDiffusion(pipeline)
+    family: Family = FAMILIES[type(pipeline).__name__](pipeline)
+    return family
 
 
 def load_language_model(model: str) -> tuple[Any, Any]:
@@ -116,7 +123,13 @@ def load_policy(  # noqa: PLR0913 - one keyword for each choice that a model is 
     if condition == "text":
         return DiffusionPolicy(load_family(model), sampler=sampler, **options)
     table, family = load_table_encoder(model), load_family(model)
-    if (wide := table.sizes["width"]) != (wanted := family.encode_text([""]).shape[-1]):
+    text = family.encode_text([""])
+    if text.pooled is not None or text.mask is not None:
+        raise ConfigError(
+            f"condition table: {model} is a {type(family.pipeline).__name__}, whose denoiser reads more of a text than"
+            " its tokens; table encoders are for StableDiffusionPipeline checkpoints"
+        )
+    if (wide := table.sizes["width"]) != (wanted := text.tokens.shape[-1]):
         raise InputError(f"table encoder of {model} makes tokens of width {wide}, and the denoiser reads {wanted}")
     return DiffusionPolicy(family, sampler=sampler, table=table, **options)
 
@@ -137,10 +150,11 @@ def load_adapter(policy: DiffusionPolicy | LanguagePolicy, folder: Path) -> None
         _load_language_adapter(policy, folder)
         return
     try:
-        state, _ = StableDiffusionPipeline.lora_state_dict(folder, local_files_only=True)
+        state = policy.family.pipeline.lora_state_dict(folder, local_files_only=True)
     except Exception as error:
         raise InputError(f"adapter {folder} cannot be loaded: {str(error).splitlines()[0]}") from error
-    weights = {name.removeprefix("unet."): tensor for name, tensor in state.items()}
+    state = state[0] if isinstance(state, tuple) else state
+    weights = {name.removeprefix(f"{policy.family.part}."): tensor for name, tensor in state.items()}
     result = set_peft_model_state_dict(policy.family.denoiser, weights)
     if result.unexpected_keys:
         raise InputError(f"adapter {folder} does not fit the model: unexpected {result.unexpected_keys[0]}")

@@ -16,7 +16,7 @@ from diffalign.config import AdapterConfig, SamplerConfig
 from diffalign.errors import ConfigError
 from diffalign.types import Prompt, Rollout
 from pipelines.diffusion import DiffusionPolicy
-from pipelines.families import StableDiffusion
+from pipelines.families import Conditioning, StableDiffusion
 from tests.conftest import build_pipeline
 
 PROMPTS = [Prompt("a red ball"), Prompt("two blue cube", negative="green")]
@@ -94,7 +94,7 @@ def test_guidance_has_gradient_through_both_branches(make: MakePolicy) -> None:
     seen = []
     original = policy.family.denoise
 
-    def spy(latents: torch.Tensor, timesteps: torch.Tensor, text: torch.Tensor) -> torch.Tensor:
+    def spy(latents: torch.Tensor, timesteps: torch.Tensor, text: Conditioning) -> torch.Tensor:
         output = original(latents, timesteps, text)
         output.retain_grad()
         seen.append(output)
@@ -176,7 +176,7 @@ def test_a_checkpoint_saved_with_another_scheduler_does_not_clip(tmp_path: Path)
     """PNDM's configuration has no clip_sample, and DDIM's default is to clip to [-1, 1]: wrong for latents."""
     pipeline = build_pipeline(tmp_path)
     pipeline.scheduler = PNDMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")
-    assert StableDiffusion(pipeline).clip is None
+    assert not StableDiffusion(pipeline).scheduler.config.clip_sample
 
 
 def test_a_broken_schedule_is_refused(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from diffalign.types import Draw, Prompt
 from diffalign.worlds import brain_mr
 from pipelines.diffusion import DiffusionPolicy
 from pipelines.embedded import table_encoder as training
+from pipelines.families import Conditioning
 from pipelines.loading import EMBEDDED, load_policy, load_table_encoder
 from pipelines.table_encoder import FOLDER, TableEncoder
 from rewards.registry import load as load_reward
@@ -111,10 +112,13 @@ def test_guidance_goes_away_from_the_empty_row(make: MakePolicy, tiny: TableEnco
     rollout = policy.rollout([BALL], [4])
     start, then = rollout.state["latents"][:, 0], rollout.state["latents"][:, 1]
     with torch.no_grad():
-        with_row = policy.family.denoise(start, policy.timesteps[:1], tiny.encode([{"thing": "ball", "colour": "red"}]))
-        without = policy.family.denoise(start, policy.timesteps[:1], tiny.encode([{}]))
+        rows = [{"thing": "ball", "colour": "red"}, {}]
+        with_row, without = (
+            policy.family.denoise(start, policy.schedule.timesteps[:1], Conditioning(tiny.encode([row])))
+            for row in rows
+        )
     noise = without + 3 * (with_row - without)
-    signal, following = policy.signal[0], policy.next_signal[0]
+    signal, following = policy.schedule.signal[0], policy.schedule.next_signal[0]
     clean = (start - (1 - signal).sqrt() * noise) / signal.sqrt()
     torch.testing.assert_close(then, following.sqrt() * clean + (1 - following).sqrt() * noise, rtol=1e-4, atol=1e-4)
 
