@@ -13,14 +13,17 @@ from typing import TYPE_CHECKING
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import InitProcessGroupKwargs
 from torch import Tensor
 
 from diffalign.errors import ConfigError, RefusedError
+from diffalign.processes import PATIENCE
 from diffalign.steps import in_turn
 
 if TYPE_CHECKING:
     from torch.nn import Parameter
 
+    from diffalign.shadow import Shadow
     from diffalign.types import Policy, Rollout, Scores
 
 log = logging.getLogger(__name__)
@@ -31,18 +34,21 @@ RATIO_TOLERANCE = {"fp32": 0.0, "fp16": 2e-3, "bf16": 2e-2}
 The half precisions may deviate by more than an image's clip range of 1e-4: see ``ratio_is_one``.
 """
 
+SHARDED = ("FSDP", "DEEPSPEED", "MEGATRON_LM", "XLA", "TP")
+"""Kinds of Accelerate in which no process has the whole model, or that the loop was never tried with."""
+
 
 def accelerator(*, cpu: bool) -> Accelerator:
-    """One process, and none of Accelerate's own mixed precision or accumulation beside the policy's and the loop's."""
+    """The processes, and none of Accelerate's own mixed precision, accumulation or sharding beside what is ours."""
     foreign = "set by 'accelerate config' or an ACCELERATE_ variable"
     try:
-        found = Accelerator(cpu=cpu)
+        found = Accelerator(cpu=cpu, kwargs_handlers=[InitProcessGroupKwargs(timeout=PATIENCE)])
     except ValueError as error:
         raise ConfigError(f"a setting of Accelerate, {foreign}, cannot be used here: {error}") from error
-    if found.num_processes > 1:
+    if found.distributed_type.value in SHARDED:
         raise ConfigError(
-            f"training runs in one process, and {found.num_processes} were started: start it without 'accelerate"
-            " launch' or torchrun; several processes come in a later version"
+            f"the weights of a model are whole in every process here, and {found.distributed_type.value}, {foreign},"
+            " would divide them: turn it off"
         )
     if found.mixed_precision != "no":
         raise ConfigError(
@@ -123,6 +129,19 @@ def reference_is_base(policy: Policy, ask: Callable[[], Tensor]) -> None:
     """Before training, the reference (adapters off) must be the policy itself: same question, same answer."""
     if not torch.equal(ask(), reference_fingerprint(policy, ask)):
         raise RefusedError("the policy and its reference differ before training: the adapter does not start at zero")
+
+
+def old_is_policy(ask: Callable[[], Tensor], old: Shadow) -> None:
+    """Before the first update the weights that sampled must say exactly what the policy says: then the ratio is 1."""
+    now = ask()
+    with old():
+        before = ask()
+    if not torch.equal(now, before):
+        apart = float((now - before).abs().max())
+        raise RefusedError(
+            f"asked twice with the same weights, the policy gives two answers, {apart:.3g} apart: the ratio to the"
+            " policy that sampled would start at something else than 1"
+        )
 
 
 def reference_fingerprint(policy: Policy, ask: Callable[[], Tensor]) -> Tensor:

@@ -10,6 +10,7 @@ import math
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -17,9 +18,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from diffalign import shares
 from diffalign.errors import ConfigError
 from diffalign.intervals import wilson
 from diffalign.looks import LOOKS
+from diffalign.processes import Processes
 from diffalign.seeds import derive
 from diffalign.steps import in_turn
 from diffalign.types import Policy, Prompt, Reward, Rollout, Sample
@@ -176,13 +179,15 @@ def evaluate(
     features: Callable[[Sequence[Sample]], Tensor] | None = None,
     spreads: Mapping[str, Callable[[Sequence[Sample]], float]] | None = None,
     on_progress: Callable[[str, int, int], None] | None = None,
+    processes: Processes | None = None,
 ) -> Evaluation:
     """Samples every prompt with the reference and with the policy, at the same seeds, and scores both.
 
     ``trained_on`` names the rewards that training saw, by default ``main`` alone. ``wanted`` says of measures (and
     their parts) whether more of them is better, where their reward does not. ``features`` maps samples to unit vectors
     ``(N, F)`` for the diversity; without it they are compared as ``looks`` does. ``spreads`` are further measures of
-    it: how different some samples of one prompt are. Raises ConfigError if two rewards share a name.
+    it: how different some samples of one prompt are. Several ``processes`` share the sampling and the rewards, and all
+    have the result. Raises ConfigError if two rewards share a name.
     """
     names = [reward.name for reward in (main, *others)]
     if twice := sorted({name for name in names if names.count(name) > 1}):
@@ -192,16 +197,18 @@ def evaluate(
     asked = [prompt for prompt in prompts for _ in range(seeds_per_prompt)]
     seeds = [derive(seed, "evaluation", prompt.key, k) for prompt in prompts for k in range(seeds_per_prompt)]
     progress = on_progress or (lambda stage, done, total: None)
+    processes = Processes() if processes is None else processes
+    sample = partial(shares.rollouts, processes, policy, asked, seeds)
     with policy.reference():
-        before = _sample(policy, asked, seeds, lambda done: progress("evaluating base", done, len(asked)))
-    after = _sample(policy, asked, seeds, lambda done: progress("evaluating aligned", done, len(asked)))
+        before = sample(lambda done: progress("evaluating base", done, len(asked)))
+    after = sample(lambda done: progress("evaluating aligned", done, len(asked)))
     first = [sample for rollout in before for sample in rollout.samples]
     second = [sample for rollout in after for sample in rollout.samples]
     groups = np.repeat(np.arange(len(prompts)), seeds_per_prompt)
     look = LOOKS[policy.modality]
     distances = _cosine(features) if features else look.distances
     return Evaluation(
-        measures=_measures(first, second, (main, *others), trained, wanted or {}),
+        measures=_measures(first, second, (main, *others), trained, wanted or {}, processes),
         groups=groups,
         main=main.name,
         diversity=(diversity(first, groups, distances), diversity(second, groups, distances)),
@@ -217,26 +224,17 @@ def evaluate(
     )
 
 
-def _sample(
-    policy: Policy, prompts: Sequence[Prompt], seeds: Sequence[int], progress: Callable[[int], None]
-) -> list[Rollout]:
-    rollouts = []
-    for i in range(0, len(prompts), policy.batch_size):
-        rollouts.append(policy.rollout(prompts[i : i + policy.batch_size], seeds[i : i + policy.batch_size]))
-        progress(min(i + policy.batch_size, len(prompts)))
-    return rollouts
-
-
 def _measures(
     before: Sequence[Sample],
     after: Sequence[Sample],
     rewards: Sequence[Reward],
     trained_on: Collection[str],
     wanted: Mapping[str, bool],
+    processes: Processes,
 ) -> dict[str, Measure]:
     measures: dict[str, Measure] = {}
     for reward in rewards:
-        first, second = reward(before), reward(after)
+        first, second = (shares.scores(processes, reward, samples) for samples in (before, after))
         pairs = {reward.name: (first.total, second.total)}
         for part in sorted(first.parts.keys() | second.parts.keys()):
             missing = torch.full_like(first.total, math.nan)

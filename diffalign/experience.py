@@ -82,6 +82,8 @@ class Epoch:
     """One sample for each prompt under the current policy."""
     first: bool
     """Whether no update has been made yet."""
+    score: Callable[[Reward, Sequence[Sample]], Scores] = lambda reward, samples: reward(samples)
+    """What a reward says of samples; where there are several processes, each asks it about its share."""
 
     def picked(self, count: int, available: int, name: str) -> list[int]:
         """The next ``count`` numbers of an endless sequence of shuffles of those below ``available``."""
@@ -127,7 +129,7 @@ class Rollouts:
         started = time.perf_counter()
         rollout = self.sampled(epoch)
         sampled = time.perf_counter()
-        scores = self.reward(rollout.samples)
+        scores = epoch.score(self.reward, rollout.samples)
         checks.reward_is_usable(scores, start=epoch.first)
         times = {"time/sample": sampled - started, "time/reward": time.perf_counter() - sampled}
         return Scored(rollout, scores), reward_metrics(scores) | times

@@ -20,7 +20,7 @@ from torch import Tensor
 from diffalign.config import ObjectiveConfig
 from diffalign.denoising import denoising_error
 from diffalign.errors import ConfigError
-from diffalign.methods import POLICY_GRADIENT
+from diffalign.methods import BACKPROP, FORWARD_PROCESS, POLICY_GRADIENT
 from diffalign.objectives import preference, supervised
 from diffalign.objectives.policy_gradient import Metrics
 from diffalign.seeds import derive, permutation
@@ -38,7 +38,7 @@ PAIRWISE: Mapping[str, Callable[..., tuple[Tensor, Metrics]]] = {
 
 
 @dataclass
-class _Whole:
+class Whole:
     """What lessons have in common that ask how likely whole samples are, at shared draws of timestep and noise."""
 
     policy: Policy
@@ -86,7 +86,7 @@ class _Whole:
 
 
 @dataclass
-class Comparisons(_Whole):
+class Comparisons(Whole):
     """Preference objectives: of two samples of one prompt, is the preferred one more likely than it was?"""
 
     pairs: Sequence[Preference]
@@ -137,7 +137,7 @@ class Comparisons(_Whole):
 
 
 @dataclass
-class Verdicts(_Whole):
+class Verdicts(Whole):
     """KTO: is a good sample more, and a bad one less, likely than is usual?"""
 
     samples: Sequence[Sample]
@@ -201,7 +201,7 @@ class Verdicts(_Whole):
 
 
 @dataclass
-class Examples(_Whole):
+class Examples(Whole):
     """Supervised objectives: make these samples more likely, all alike or the better ones more."""
 
     samples: Sequence[Sample]
@@ -254,6 +254,10 @@ def needed(objective: ObjectiveConfig) -> frozenset[Capability]:
             found.add("log_likelihood")
         if objective.kl_coefficient:
             found |= {"step_kl", "reference"} if objective.kl_estimator == "exact" else {"reference"}
+    elif objective.name in BACKPROP:
+        found = {"differentiable_sampling", "reference"} if objective.kl_coefficient else {"differentiable_sampling"}
+    elif objective.name in FORWARD_PROCESS:
+        found = {"denoising_residual", "reference"} if objective.kl_coefficient else {"denoising_residual"}
     elif objective.name not in ("sft", "reward-weighted"):
         found.add("reference")
         if objective.loser_safety is not None:

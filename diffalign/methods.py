@@ -12,7 +12,8 @@ from diffalign.section import Section
 
 Source = Literal["rollouts", "best-of-n", "online-pairs", "pairs", "labels", "demonstrations"]
 ObjectiveName = Literal[
-    "ppo-clip", "reinforce", "reward-weighted", "dpo", "robust-dpo", "ipo", "hinge", "kto", "sft"
+    "ppo-clip", "reinforce", "reward-weighted", "dpo", "robust-dpo", "ipo", "hinge", "kto", "sft",
+    "elbo-reinforce", "elbo-ppo-clip", "nft", "draft", "align-prop", "refl",
 ]  # fmt: skip
 
 _STEPWISE: Mapping[str, object] = {
@@ -21,6 +22,8 @@ _STEPWISE: Mapping[str, object] = {
 }  # fmt: skip
 _DRAWS: Mapping[str, object] = {"draws": 1, "reduction": "mean"}
 _PAIRWISE: Mapping[str, object] = {"beta": 2500.0, "sft_weight": 0.0, "loser_safety": None, **_DRAWS}
+_FORWARD: Mapping[str, object] = {"kl_coefficient": 0.0, "draws": 4, "reduction": "mean"}
+_BACKPROP: Mapping[str, object] = {"backprop_steps": None, "kl_coefficient": 0.0, "reduction": "mean"}
 FIELDS: Mapping[str, Mapping[str, object]] = {
     "ppo-clip": {"clip_range": 1e-4, "clip_range_high": None, **_STEPWISE},
     "reinforce": _STEPWISE,
@@ -31,6 +34,12 @@ FIELDS: Mapping[str, Mapping[str, object]] = {
     "hinge": _PAIRWISE,
     "kto": {"desirable_weight": 1.0, "undesirable_weight": 1.0, "baseline": "mismatched", **_DRAWS, "beta": 1000.0},
     "sft": _DRAWS,
+    "elbo-reinforce": _FORWARD,
+    "elbo-ppo-clip": {"clip_range": 1e-2, "clip_range_high": None, **_FORWARD},
+    "nft": {"beta": 1.0, "old_decay_rate": 1e-3, "old_decay_limit": 0.5, **_FORWARD},
+    "draft": {**_BACKPROP, "backprop_steps": 1},
+    "align-prop": _BACKPROP,
+    "refl": _BACKPROP,
 }
 """The fields that each objective has, with its own defaults; what it has not is null."""
 _OF_SUMS: Mapping[str, object] = {"beta": 0.1, "clip_range": 0.2, "reduction": "sum"}
@@ -64,6 +73,12 @@ LEARNS_FROM: Mapping[str, tuple[Source, ...]] = {
     "hinge": ("pairs", "online-pairs"),
     "kto": ("labels", "pairs", "online-pairs"),
     "sft": ("demonstrations", "best-of-n", "pairs"),
+    "elbo-reinforce": ("rollouts",),
+    "elbo-ppo-clip": ("rollouts",),
+    "nft": ("rollouts",),
+    "draft": ("rollouts",),
+    "align-prop": ("rollouts",),
+    "refl": ("rollouts",),
 }
 """The experience that each objective can be given. KTO takes both sides of a pair, SFT its winner."""
 
@@ -72,6 +87,17 @@ RECORDED: tuple[Source, ...] = ("pairs", "labels", "demonstrations")
 
 POLICY_GRADIENT = ("ppo-clip", "reinforce")
 """Objectives that ask how likely each recorded step was; the others ask how likely a whole sample is."""
+
+FORWARD_PROCESS = ("elbo-reinforce", "elbo-ppo-clip", "nft")
+"""Objectives that noise fresh samples anew and ask how well the model denoises them: any solver may have sampled."""
+OF_OLD_WEIGHTS = ("elbo-ppo-clip", "nft")
+"""Those of them that compare the policy with the weights that sampled."""
+
+BACKPROP = ("draft", "align-prop", "refl")
+"""Objectives that ask how likely nothing is: they follow the reward's own gradient through the recorded steps."""
+
+NEEDS_STEPS = (*POLICY_GRADIENT, *BACKPROP)
+"""Objectives that need the recorded steps of a rollout; the others need what came of it."""
 
 
 class ObjectiveConfig(Section):
@@ -83,7 +109,13 @@ class ObjectiveConfig(Section):
     clip_range_high: Annotated[float, Field(gt=0)] | None = None
     """How far the ratio may rise above 1, where that is more than it may fall (DAPO's clip-higher)."""
     kl_coefficient: Annotated[float, Field(ge=0)] | None = None
-    """Weight of the KL to the reference model in the loss, per step; 0 does not compute it."""
+    """Weight of the KL to the reference model in the loss, per step; 0 does not compute it. Of ``draft``,
+    ``align-prop`` and ``refl``, and per draw of ``elbo-*`` and ``nft``, that of the mean squared difference of the
+    denoiser's output from the reference's."""
+    backprop_steps: Annotated[int, Field(ge=1)] | None = None
+    """Last steps that the reward's gradient goes through (``draft``; 1 is DRaFT-1), or the most of them, of which each
+    update draws a number (``align-prop``; null is all), or among which it draws the one that it jumps to the image
+    from (``refl``; null is the last quarter)."""
     kl_estimator: Literal["exact", "k2", "k3"] | None = None
     """``exact`` is the closed form (of Gaussians, or over the whole vocabulary); k2 and k3 estimate it from the steps
     that were sampled, which costs less memory."""
@@ -98,7 +130,13 @@ class ObjectiveConfig(Section):
     """Of ``reward-weighted``: how much better a sample must be, in standardised advantages, to count e times as
     much."""
     beta: Annotated[float, Field(gt=0)] | None = None
-    """How strongly a preference objective holds on to the reference; its scale belongs to ``reduction``."""
+    """How strongly a preference objective holds on to the reference; its scale belongs to ``reduction``. Of ``nft``:
+    how far its positive policy is from the one that sampled, in units of how far the policy is; less is bolder."""
+    old_decay_rate: Annotated[float, Field(ge=0)] | None = None
+    """Of ``nft``: after epoch n the policy that samples keeps a share ``old_decay_rate * n`` of itself, and takes the
+    rest from the trained one. 0: it is the trained one."""
+    old_decay_limit: Annotated[float, Field(ge=0, lt=1)] | None = None
+    """Of ``nft``: the most of itself that it keeps."""
     label_smoothing: Annotated[float, Field(ge=0, lt=0.5)] | None = None
     """Of ``dpo``: share of labels taken to be wrong (conservative DPO)."""
     flip_probability: Annotated[float, Field(ge=0, lt=0.5)] | None = None
@@ -149,6 +187,11 @@ class ObjectiveConfig(Section):
         if not isinstance(name, str) or name not in FIELDS:
             return data
         reduction = data.get("reduction") or "mean"
+        if name in FORWARD_PROCESS and reduction == "sum":
+            raise ValueError(
+                f"{name} asks how well noised images are denoised; the likelihood of a text is exact, and"
+                f" {' and '.join(POLICY_GRADIENT)} go by it"
+            )
         own = fields_of_objective(name, reduction) if isinstance(reduction, str) else FIELDS[name]
         foreign = [field for field in data if field in cls.model_fields and field != "name" and field not in own]
         if given := [field for field in foreign if data[field] is not None]:

@@ -266,6 +266,7 @@ def environment(seed: int, hashes: Mapping[str, str]) -> dict[str, Any]:
             "system": f"{platform.system()} {platform.machine()}",
             "processor_cores": os.cpu_count(),
             "threads": torch.get_num_threads(),
+            "processes": int(os.environ.get("WORLD_SIZE", "1")),
             "accelerator": torch.cuda.get_device_name() if cuda else None,
         },
         "seed": seed,

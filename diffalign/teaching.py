@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, cast
 
 from torch import Tensor
 
-from diffalign import actor_critic, credit, experience, lessons
+from diffalign import actor_critic, backprop, checks, credit, experience, lessons
 from diffalign.config import CreditConfig, ObjectiveConfig, TrainerConfig
 from diffalign.errors import ConfigError
 from diffalign.experience import Experience, Judged, Paired, Rollouts, Scored, Shown, Source
+from diffalign.forward_lessons import Forward
 from diffalign.lessons import Lesson
-from diffalign.methods import POLICY_GRADIENT
+from diffalign.methods import BACKPROP, FORWARD_PROCESS, OF_OLD_WEIGHTS, POLICY_GRADIENT
+from diffalign.shadow import Shadow
 from diffalign.types import CriticPolicy, Policy
 
 CREDIT_RULES: dict[str, Callable[[Tensor, Sequence[str]], Tensor]] = {
@@ -42,6 +45,12 @@ class Teacher:
         self.credit, self.settings, self.seed = credit, settings, seed
         self.tracker = _tracker(credit)
         self.notes: Mapping[str, float] = {}
+        self.old = Shadow(policy.trainable()) if objective.name in OF_OLD_WEIGHTS else None
+        self.old_checked = False
+        self.agreed = False
+        """Whether the reward's differentiable form was found to say what the reward says."""
+        if objective.name in BACKPROP and isinstance(source, Rollouts):
+            backprop.form_of(source.reward)  # a reward without one is refused before any work
 
     def lesson(self, gathered: Experience, epoch: int) -> Lesson:
         """What the objective makes of the experience. Raises ConfigError for one that it cannot learn from."""
@@ -57,6 +66,10 @@ class Teacher:
             case Scored(rollout) if name in POLICY_GRADIENT:
                 share = self.settings.timestep_fraction
                 return lessons.Steps(*about, rollout, self.advantages(gathered), step_fraction=share)
+            case Scored(rollout) if name in BACKPROP:
+                return self._through_the_reward(gathered, epoch)
+            case Scored(rollout) if name in FORWARD_PROCESS:
+                return self._forward(gathered, epoch)
             case Scored(rollout, scores) if name == "reward-weighted":
                 failed = ~scores.total.isfinite().cpu()
                 advantages = self.advantages(gathered).masked_fill(failed, math.nan)
@@ -68,6 +81,35 @@ class Teacher:
             case Shown(samples, passes) if name == "sft":
                 return lessons.Examples(*about, samples, passes)
         raise ConfigError(f"objective {name} cannot learn from source {self.source.name}")
+
+    def _through_the_reward(self, scored: Scored, epoch: int) -> Lesson:
+        assert isinstance(self.source, Rollouts)
+        reward = self.source.reward
+        if not self.agreed:
+            backprop.forms_agree(reward, scored.rollout, scored.scores)
+            self.agreed = True
+        form = backprop.form_of(reward)
+        return backprop.Backprop(self.policy, self.objective, self.seed, epoch, scored.rollout, form)
+
+    def _forward(self, scored: Scored, epoch: int) -> Lesson:
+        lesson = Forward(
+            self.policy, self.objective, self.seed, epoch, scored.rollout.samples, self.advantages(scored),
+            self.credit.clip, self.old,
+        )  # fmt: skip
+        if self.old is not None and not self.old_checked:
+            checks.old_is_policy(lesson.fingerprint, self.old)
+            self.old_checked = True
+        return lesson
+
+    def behaviour(self) -> AbstractContextManager[None]:
+        """Inside it the policy has the weights that sample: its own; DiffusionNFT samples by old ones."""
+        return self.old() if self.old is not None and self.objective.name == "nft" else nullcontext()
+
+    def end_epoch(self, epoch: int) -> None:
+        """After the updates of an epoch: what samples next, and what the next lesson compares with."""
+        if self.old is not None:
+            share = (self.objective.old_decay_rate or 0.0) * epoch
+            self.old.update(min(share, self.objective.old_decay_limit or 0.0))
 
     def _with_critic(self, scored: Scored, epoch: int) -> Lesson:
         assert self.credit.critic is not None
@@ -94,12 +136,16 @@ class Teacher:
 
     def state_dict(self) -> dict[str, Any]:
         """What is remembered of scores from epoch to epoch."""
-        return self.tracker.state_dict() if isinstance(self.tracker, STATEFUL) else {}
+        found = self.tracker.state_dict() if isinstance(self.tracker, STATEFUL) else {}
+        return found if self.old is None else {**found, "old": self.old.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Takes a state of ``state_dict``."""
+        if self.old is not None:
+            self.old.load_state_dict(state["old"])
+            self.old_checked = True
         if isinstance(self.tracker, STATEFUL):
-            self.tracker.load_state_dict(state)
+            self.tracker.load_state_dict({name: value for name, value in state.items() if name != "old"})
 
 
 def _tracker(config: CreditConfig) -> Tracker:

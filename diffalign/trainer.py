@@ -7,32 +7,31 @@ Shape legend: ``N`` samples of an epoch, ``S`` steps of a sample; a *row* is one
 
 from __future__ import annotations
 
-import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from diffalign import checks, lessons
+from diffalign import checks, lessons, shares
 from diffalign.config import CreditConfig, ObjectiveConfig, TrainerConfig
-from diffalign.errors import ConfigError, InputError
+from diffalign.errors import ConfigError, InputError, RefusedError
 from diffalign.experience import Epoch, Experience, Gathered, Rollouts, Scored, Shown, Source
+from diffalign.forward_lessons import Forward
+from diffalign.interruption import Interrupted, interruptible
 from diffalign.lessons import Lesson, Rows
-from diffalign.methods import POLICY_GRADIENT
+from diffalign.methods import NEEDS_STEPS, POLICY_GRADIENT
+from diffalign.processes import Processes, checksum
 from diffalign.runs import Run
 from diffalign.seeds import derive, permutation
+from diffalign.shadow import Shadow
 from diffalign.teaching import Teacher
-from diffalign.types import Policy, Prompt, Rollout
-
-
-class Interrupted(Exception):
-    """Ctrl-C was pressed; the state was saved."""
+from diffalign.types import Policy, Prompt, Reward, Rollout, Sample, Scores
 
 
 class Trainer:
@@ -62,6 +61,7 @@ class Trainer:
         ``beside`` brings the demonstrations of a supervised term, where the objective has one (``ptx_coefficient``).
         """
         self.accelerator = checks.accelerator(cpu=policy.device.type == "cpu")
+        self.processes = Processes(self.accelerator)
         if isinstance(source, Rollouts) and not source.prompts:
             raise ConfigError("there is no prompt to train on")
         if policy.modality != source.modality:
@@ -85,8 +85,10 @@ class Trainer:
         )
         self.scaler = torch.amp.GradScaler(policy.device.type, enabled=precision == "fp16")
         self.teacher = Teacher(policy, source, self.objective, self.credit, self.settings, seed)
+        self.average = Shadow(self.parameters) if self.settings.ema_decay is not None else None
         self.epoch = 0
         self.updates = 0
+        self.denoiser_calls = 0
         self._interrupted = threading.Event()
 
     def _check_capabilities(self) -> None:
@@ -118,8 +120,10 @@ class Trainer:
         Raises Interrupted after Ctrl-C, in the last epoch too, and RefusedError for a run that diverged.
         """
         total = self.settings.epochs if epochs is None else epochs
-        with self._interruptible():
+        with interruptible(self._interrupted), self.processes.telling():
+            self._meet("start")
             while self.epoch < total:
+                called = self._calls()
                 gathered = self._gathered()
                 started = time.perf_counter()
                 lesson = self.lesson(gathered.experience)
@@ -127,21 +131,42 @@ class Trainer:
                 metrics["time/update"] = time.perf_counter() - started
                 metrics["count/samples"] = (self.epoch + 1) * self.settings.samples_per_epoch
                 metrics["count/updates"] = self.updates
+                if hasattr(self.policy, "denoiser_calls"):
+                    self.denoiser_calls += sum(self.processes.exchange("calls", self._calls() - called))
+                    metrics["count/denoiser_calls"] = self.denoiser_calls
+                self.teacher.end_epoch(self.epoch)
                 self.epoch += 1
                 self._finish_epoch(lesson, metrics, last=self.epoch == total)
 
+    def _calls(self) -> int:
+        """Latents that the policy has sent through its denoiser, for whatever it was asked."""
+        return int(getattr(self.policy, "denoiser_calls", 0))
+
     def _finish_epoch(self, lesson: Lesson, metrics: Mapping[str, float], *, last: bool) -> None:
-        if self.run:
+        if self.run and self.processes.first:
             self.run.log(self.epoch, metrics)
         if self.updates:
             self._refuse(checks.parameters_fault(self.parameters))
             self._refuse(self._lesson_fault(lesson))
         if self.on_epoch:
             self.on_epoch(self, self.epoch, metrics)
-        if last or self._interrupted.is_set() or self.epoch % self.settings.checkpoint_every == 0:
+        interrupted = self._meet("end of epoch")
+        if last or interrupted or self.epoch % self.settings.checkpoint_every == 0:
             self.save()
-            if self._interrupted.is_set():
+            self.processes.exchange("saved")
+            if interrupted:
                 raise Interrupted
+
+    def _meet(self, moment: str) -> bool:
+        """Whether Ctrl-C was pressed, in any process. Raises RefusedError where they have not the same weights."""
+        stopped = self._interrupted.is_set()
+        if self.processes.count == 1:
+            return stopped
+        state = [self.epoch, self.updates, checksum(self.parameters.values())]
+        found = self.processes.exchange(moment, [stopped, state])
+        if any(theirs != state for _, theirs in found):
+            raise RefusedError(f"the processes came apart: at the {moment} they have not the same weights")
+        return any(theirs for theirs, _ in found)
 
     def _gathered(self) -> Gathered:
         """One epoch's experience. Where a reward or judge fails for good, the epochs before are saved first."""
@@ -156,39 +181,53 @@ class Trainer:
 
     def moment(self) -> Epoch:
         """What a source may use of the loop, at this epoch."""
-        return Epoch(self.epoch, self.seed, self.settings, self.sample, first=self.updates == 0)
+        return Epoch(self.epoch, self.seed, self.settings, self.sample, self.updates == 0, self._scores)
+
+    def _scores(self, reward: Reward, samples: Sequence[Sample]) -> Scores:
+        return shares.scores(self.processes, reward, samples)
 
     def gather(self) -> Gathered:
         """One epoch's experience."""
         return self.source.gather(self.moment())
 
     def sample(self, prompts: Sequence[Prompt]) -> Rollout:
-        """One sample of each prompt under the current policy, each from a seed of its own."""
-        count, size = len(prompts), self.policy.batch_size
+        """One sample of each prompt under the current policy, each from a seed of its own.
+
+        The processes deal out the batches that one would sample, or smaller ones where there are too few.
+        """
+        count = len(prompts)
         seeds = [derive(self.seed, "sample", self.epoch, i) for i in range(count)]
-        parts = []
-        for i in range(0, count, size):
+        size = min(self.policy.batch_size, -(-count // self.processes.count))
+        batches, own = shares.divided(prompts, seeds, size), dict[int, Rollout]()
+        for number in self.processes.own(len(batches)).tolist():
             if self._interrupted.is_set():
-                self.save()
-                raise Interrupted
-            parts.append(self._sampled(prompts[i : i + size], seeds[i : i + size]))
-            if self.updates == 0 and i == 0 and self.objective.name in POLICY_GRADIENT:
-                checks.rollout_has_likelihood(parts[0])
-                checks.ratio_is_one(self.policy, parts[0], self.precision, self.objective.clip_range)
-            self.on_progress("sampling", min(i + size, count), count)
-        return _joined(parts)
+                break
+            own[number] = self._sampled(*batches[number])
+            if self.updates == 0 and len(own) == 1 and self.objective.name in POLICY_GRADIENT:
+                checks.rollout_has_likelihood(own[number])
+                checks.ratio_is_one(self.policy, own[number], self.precision, self.objective.clip_range)
+            self.on_progress("sampling", min((number + 1) * size, count), count)
+        found = self.processes.exchange(
+            "samples", [self._interrupted.is_set(), shares.sendable(self.processes, self.policy, own)]
+        )
+        if any(stopped for stopped, _ in found):
+            self.save()
+            self.processes.exchange("saved")
+            raise Interrupted
+        return shares.joined(shares.together(self.processes, self.policy, own, batches, [sent for _, sent in found]))
 
     def _sampled(self, prompts: Sequence[Prompt], seeds: Sequence[int]) -> Rollout:
         """One batch of samples. Where they broke after an update, the updates are to blame."""
         try:
-            rollout = self.policy.rollout(prompts, seeds)
+            with self.teacher.behaviour():
+                rollout = self.policy.rollout(prompts, seeds)
         except InputError as error:
             if self.updates:
                 raise self._diverged(f"the model's samples are broken, {error}") from error
             raise
         if self.updates:
             self._refuse(checks.rollout_fault(rollout))
-        return rollout
+        return rollout if self.objective.name in NEEDS_STEPS else replace(rollout, state={})
 
     # -- learning ---------------------------------------------------------------------------------------------------
 
@@ -221,7 +260,7 @@ class Trainer:
             self.on_progress("updating", number + 1, len(batches))
         totals = {name: sum(metrics[name] for metrics in made) / len(made) for name in (made[0] if made else ())}
         totals["policy/learning_rate"] = self.learning_rate()
-        if isinstance(lesson, lessons.Steps):
+        if isinstance(lesson, lessons.Steps | Forward):
             totals["advantage/mean"] = float(lesson.advantages.mean())
             totals["advantage/zero_fraction"] = float((lesson.advantages == 0).float().mean())
         return totals
@@ -247,35 +286,45 @@ class Trainer:
         return lessons.Examples(self.policy, self.objective, self.seed, self.epoch, found.samples)
 
     def _supervise(self, shown: lessons.Examples) -> float:
-        """Adds the gradient of the supervised term on one batch of demonstrations; returns their mean loss."""
+        """Adds the gradient of the supervised term on this process's share of a batch of demonstrations; returns its
+        part of their mean loss.
+        """
         size = self.settings.batch_size
         order = permutation(len(shown), derive(self.seed, "shown", self.updates))
         rows, total = shown.rows(torch.tensor(order[:size]), self.updates), 0.0
-        for chunk in torch.arange(len(rows)).split(self.settings.micro_batch_size):
+        for chunk in self._own(rows, self.settings.micro_batch_size):
             loss, _ = shown.loss(shown.inputs(rows.take(chunk)))
             weighted = (self.objective.ptx_coefficient or 0.0) * loss.sum() / rows.count
             self.accelerator.backward(self.scaler.scale(weighted))
             total += float(loss.detach().sum()) / rows.count
         return total
 
+    def _own(self, rows: Rows, size: int) -> Iterator[Tensor]:
+        """int64: this process's share of the rows, as many at a time as one pass takes."""
+        own = self.processes.own(len(rows))
+        return iter(own.split(size)) if len(own) else iter(())
+
     def _step(self, lesson: Lesson, rows: Rows, shown: lessons.Examples | None = None) -> dict[str, float]:
-        """One optimiser update: the mean loss over all rows, accumulated over micro-batches."""
+        """One optimiser update: the mean loss over all rows, accumulated over micro-batches and processes."""
         if len(rows) == 0:
             return {}
         reference = self._reference(lesson)
         self.optimiser.zero_grad(set_to_none=True)
         size = max(1, self.settings.micro_batch_size // lesson.samples_per_row)
         answers: list[lessons.Inputs] = []
-        for chunk in torch.arange(len(rows)).split(size):
+        for chunk in self._own(rows, size):
             inputs = lesson.inputs(rows.take(chunk))
             answers.append({name: values.detach() for name, values in inputs.items()})
             loss, _ = lesson.loss(inputs)
             self.accelerator.backward(self.scaler.scale(loss.sum() / rows.count))
-        loss, metrics = lesson.loss({name: torch.cat([each[name] for each in answers]) for name in answers[0]})
+        beside = None if shown is None else self._supervise(shown)
+        inputs, beside = shares.answers(self.processes, answers, len(rows), self.policy.device, beside)
+        loss, metrics = lesson.loss(inputs)
         metrics = {**metrics, "loss": loss.sum() / rows.count}
         found = {f"policy/{name}": float(value) for name, value in metrics.items()}
-        if shown is not None:
-            found["policy/ptx_loss"] = self._supervise(shown)
+        if beside is not None:
+            found["policy/ptx_loss"] = beside
+        self.processes.sum_gradients(self.parameters.values())
         if self.updates == 0:
             checks.gradients_reach(self.parameters)
         self.scaler.unscale_(self.optimiser)
@@ -284,6 +333,9 @@ class Trainer:
         self.scaler.step(self.optimiser)  # with fp16, leaves the update out where a gradient overflowed,
         self.scaler.update()  # and scales the loss less from there on
         self.updates += 1
+        if self.average is not None:
+            # Young averages are short: otherwise one of 1000 updates would be mostly the start after the first 100.
+            self.average.update(min(self.settings.ema_decay or 0.0, self.updates / (self.updates + 9)))
         if reference is not None:
             checks.reference_stays(self.policy, lesson.fingerprint, reference)
         return found | {"policy/grad_norm": norm}
@@ -311,6 +363,18 @@ class Trainer:
         kept: list[Path] = self.run.checkpoints() if self.run else []
         return checks.diverged(what, self.settings.learning_rate, kept[-1] if kept else None)
 
+    # -- the average ------------------------------------------------------------------------------------------------
+
+    def averaged(self) -> AbstractContextManager[None]:
+        """Inside it the policy has the averaged weights, which are the ones to measure; its own where none are kept."""
+        return self.average() if self.average is not None else nullcontext()
+
+    def adopt_average(self) -> None:
+        """After the last epoch, and the last checkpoint: gives the policy the averaged weights for good."""
+        if self.average is not None:
+            self.average.exchange()
+            self.average = None
+
     # -- state ------------------------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
@@ -323,6 +387,8 @@ class Trainer:
             "optimiser": self.optimiser.state_dict(),
             "scaler": self.scaler.state_dict(),
             "credit": self.teacher.state_dict(),
+            "average": self.average.state_dict() if self.average is not None else {},
+            "denoiser_calls": self.denoiser_calls,
         }
 
     @torch.no_grad()
@@ -344,12 +410,16 @@ class Trainer:
         if state["scaler"]:
             self.scaler.load_state_dict(state["scaler"])
         self.teacher.load_state_dict(state["credit"])
+        if self.average is not None:
+            self.average.load_state_dict(state["average"])
+        self.denoiser_calls = state.get("denoiser_calls", 0)
         self.epoch, self.updates = state["epoch"], state["updates"]
 
     def save(self) -> None:
         """Writes a checkpoint of the run, if there is a run. Raises RefusedError if a weight is not finite."""
         if self.run:
             self._refuse(checks.parameters_fault(self.parameters))
+        if self.run and self.processes.first:
             self.run.save_checkpoint(self.epoch, self.state_dict(), self.settings.keep_checkpoints)
 
     def resume(self) -> bool:
@@ -357,38 +427,8 @@ class Trainer:
         if self.run is None:
             return False
         state = self.run.load_checkpoint()
-        if state is None:
-            if self.run.metrics():
-                self.run.rewind(0)
-            return False
-        self.load_state_dict(state)
-        self.run.rewind(self.epoch)
-        return True
-
-    @contextmanager
-    def _interruptible(self) -> Iterator[None]:
-        """Ctrl-C asks the loop to stop where the state can be saved; a second one stops at once."""
-        if threading.current_thread() is not threading.main_thread():
-            yield
-            return
-
-        def stop(number: int, frame: FrameType | None) -> None:
-            if self._interrupted.is_set():
-                raise KeyboardInterrupt
-            self._interrupted.set()
-
-        self._interrupted.clear()
-        previous = signal.signal(signal.SIGINT, stop)
-        try:
-            yield
-        finally:
-            signal.signal(signal.SIGINT, previous)
-
-
-def _joined(parts: Sequence[Rollout]) -> Rollout:
-    return Rollout(
-        samples=tuple(sample for part in parts for sample in part.samples),
-        log_probs=torch.cat([part.log_probs for part in parts]),
-        mask=torch.cat([part.mask for part in parts]),
-        state={name: torch.cat([part.state[name] for part in parts]) for name in parts[0].state},
-    )
+        if state is not None:
+            self.load_state_dict(state)
+        if self.processes.first and (state is not None or self.run.metrics()):
+            self.run.rewind(self.epoch)
+        return state is not None

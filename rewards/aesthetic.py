@@ -26,16 +26,6 @@ CLIP = "ViT-L-14-quickgelu?pretrained=openai"
 """OpenAI's ViT-L/14 was trained with the quick GELU; open_clip's plain ``ViT-L-14`` computes another function."""
 
 
-class _Encoder(ClipReward):
-    """A CLIP asked for embeddings of tensors, too."""
-
-    def with_gradient(self, images: Tensor) -> Tensor:
-        """float32 ``(B, D)``, each of length 1, with gradient to ``images``, ``(B, 3, H, W)`` in [0, 1]."""
-        if any(type(step).__name__ == "ResizeKeepRatio" for step in getattr(self._loaded.transform, "transforms", ())):
-            raise ConfigError(f"{self.model} resizes images in a way that has no gradient; it can only score images")
-        return self._encode_pixels(self._loaded.transform(images.to(self.device).float()))
-
-
 class AestheticReward:
     """The rating that people would give an image, about 1 to 10."""
 
@@ -61,7 +51,7 @@ class AestheticReward:
             )
         self.name = name
         self.weights, self.sha256 = weights, sha256
-        self.clip = _Encoder(clip, device=device, name=f"{name}/clip")
+        self.clip = ClipReward(clip, device=device, name=f"{name}/clip")
 
     def __call__(self, samples: Sequence[Sample]) -> Scores:
         """Ratings ``(B,)``; NaN for a sample without an image."""

@@ -18,10 +18,11 @@ from pathlib import Path
 from typing import Literal
 
 import torch
+from torch import Tensor
 
 from diffalign.errors import ConfigError
-from diffalign.types import Modality, Sample, Scores
-from rewards.fit_model import RewardModel
+from diffalign.types import Modality, Prompt, Sample, Scores
+from rewards.fit_model import Judgement, RewardModel
 
 
 class ClinicianReward:
@@ -62,8 +63,20 @@ class ClinicianReward:
 
     def __call__(self, samples: Sequence[Sample]) -> Scores:
         """Totals ``(B,)`` and the bound of each criterion; NaN for a sample without an image, or one too far away."""
-        judged = self.reward_model.judge(samples)
+        bound = self._bound(self.reward_model.judge(samples))
+        return Scores(self._total(bound), dict(zip(self.reward_model.criteria, bound, strict=True)))
+
+    def differentiable(self, images: Tensor, prompts: Sequence[Prompt]) -> Tensor:
+        """The same totals ``(B,)`` of a tensor ``(B, 3, H, W)`` in [0, 1], with gradient to the pixels.
+
+        An image that is too far away is NaN here as well: nothing pulls it back, so watch how many there are.
+        """
+        return self._total(self._bound(self.reward_model.judge_with_gradient(images, prompts)))
+
+    def _bound(self, judged: Judgement) -> Tensor:
+        """Lower confidence bounds ``(C, B)``."""
         bound = judged.mean - self.kappa * judged.sd if self.kappa else judged.mean
-        bound = torch.where(judged.distance <= self.limit, bound, math.nan)
-        total = bound.mean(0) if self.combine == "mean" else bound.amin(0)
-        return Scores(total, dict(zip(self.reward_model.criteria, bound, strict=True)))
+        return torch.where(judged.distance <= self.limit, bound, math.nan)
+
+    def _total(self, bound: Tensor) -> Tensor:
+        return bound.mean(0) if self.combine == "mean" else bound.amin(0)

@@ -91,11 +91,15 @@ class ClipReward:
         Equal to the score of the 8-bit image up to rounding, and, where the model resizes, up to the difference
         between Pillow's and torch's bicubic filter.
         """
-        if any(type(step).__name__ == "ResizeKeepRatio" for step in getattr(self._loaded.transform, "transforms", ())):
-            raise ConfigError(f"{self.model} resizes images in a way that has no gradient; it can only score images")
-        features = self._encode_pixels(self._loaded.transform(images.to(self.device).float()))
+        features = self.with_gradient(images)
         texts = self.encode_texts([prompt.text for prompt in prompts]).to(self.device)
         return (features * texts).sum(1)
+
+    def with_gradient(self, images: Tensor) -> Tensor:
+        """float32 ``(B, D)``, each of length 1, with gradient to ``images``, ``(B, 3, H, W)`` in [0, 1]."""
+        if any(type(step).__name__ == "ResizeKeepRatio" for step in getattr(self._loaded.transform, "transforms", ())):
+            raise ConfigError(f"{self.model} resizes images in a way that has no gradient; it can only score images")
+        return self._encode_pixels(self._loaded.transform(images.to(self.device).float()))
 
     def encode_images(self, images: Sequence[Image.Image]) -> Tensor:
         """float32 ``(B, D)`` on the CPU, each of length 1."""

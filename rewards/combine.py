@@ -8,19 +8,15 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol, cast
+from typing import cast
 
 import torch
 from torch import Tensor
 
 from diffalign.errors import ConfigError
-from diffalign.types import Modality, Prompt, Reward, Sample, Scores
+from diffalign.types import DifferentiableReward, Modality, Prompt, Reward, Sample, Scores
 
 Gradient = Callable[[Tensor, Sequence[Prompt]], Tensor]
-
-
-class _Differentiable(Protocol):
-    differentiable: Gradient
 
 
 @dataclass(frozen=True)
@@ -85,15 +81,20 @@ class Combined:
     def differentiable(self) -> Gradient:
         """The differentiable form ``(images, prompts) -> (B,)``; none unless every reward that counts has one."""
         terms = [term for term in self._terms if term.weight != 0]
-        without = [term.reward.name for term in terms if not hasattr(term.reward, "differentiable")]
-        if without:
-            raise AttributeError(f"{', '.join(without)} cannot be differentiated")
+        if self.without_gradient:
+            raise AttributeError(f"{', '.join(self.without_gradient)} cannot be differentiated")
 
         def total(images: Tensor, prompts: Sequence[Prompt]) -> Tensor:
-            given = (term.of(cast(_Differentiable, term.reward).differentiable(images, prompts)) for term in terms)
+            given = (term.of(cast(DifferentiableReward, term.reward).differentiable(images, prompts)) for term in terms)
             return torch.stack(list(given)).sum(0)
 
         return total
+
+    @property
+    def without_gradient(self) -> list[str]:
+        """Names of the rewards that count and have no differentiable form."""
+        counting = [term.reward for term in self._terms if term.weight != 0]
+        return [reward.name for reward in counting if not hasattr(reward, "differentiable")]
 
     def _range(self) -> tuple[float, float]:
         low = high = 0.0

@@ -23,7 +23,7 @@ import torch
 
 from diffalign.errors import ConfigError, InputError, NotFoundError, UserError
 from diffalign.images import to_tensor
-from diffalign.types import Modality, Reward, Sample, Scores
+from diffalign.types import Modality, Prompt, Reward, Sample, Scores
 from rewards.arguments import typed
 
 _FIELD_SIGNATURE = ("images", "prompts", "metadata")
@@ -36,7 +36,8 @@ class FunctionReward:
         """``file`` is where the function stands; messages about a failure point into it.
 
         The function may say more of itself by attributes: ``name``, ``modality``, ``unit``, ``range``,
-        ``higher_is_better``.
+        ``higher_is_better``; and by ``differentiable = True`` that it takes a tensor of images and returns one of
+        scores with a gradient, so that ``draft``, ``align-prop`` and ``refl`` can follow it.
         """
         self.name: str = getattr(function, "name", name)
         self.file = file
@@ -48,6 +49,13 @@ class FunctionReward:
         self.higher_is_better: bool = getattr(function, "higher_is_better", True)
         self._function, self._called = function, name
         self._arguments = _arguments(function, name)
+        if getattr(function, "differentiable", False):
+            if "images" not in self._arguments:
+                raise ConfigError(
+                    f"the reward {name} says that it is differentiable, and takes no tensor of images; write it as"
+                    f" {name}(images, prompts, metadata)"
+                )
+            self.differentiable = self._with_gradient
 
     def __call__(self, samples: Sequence[Sample]) -> Scores:
         """The function's scores ``(B,)``, and as parts the numbers per sample of its ``info``, if there are any."""
@@ -65,6 +73,19 @@ class FunctionReward:
             for name, part in scores.parts.items():
                 parts.setdefault(name, torch.full((len(samples),), math.nan))[chosen] = part
         return Scores(total, parts)
+
+    def _with_gradient(self, images: torch.Tensor, prompts: Sequence[Prompt]) -> torch.Tensor:
+        """The function's scores ``(B,)`` of a tensor ``(B, 3, H, W)`` in [0, 1], with their gradient."""
+        columns: dict[str, object] = {
+            "images": images,
+            "prompts": [prompt.text for prompt in prompts],
+            "metadata": [dict(prompt.attributes) for prompt in prompts],
+        }
+        answer = self._answer([columns[argument] for argument in self._arguments])
+        scores = answer[0] if isinstance(answer, tuple) else answer
+        if not isinstance(scores, torch.Tensor):
+            raise InputError(f"the reward {self.name} says that it is differentiable, and returned {_shown(scores)}")
+        return scores
 
     def _columns(self, samples: Sequence[Sample]) -> list[object]:
         columns: dict[str, object] = {

@@ -29,7 +29,7 @@ from torch import Tensor
 
 from diffalign.errors import ConfigError, InputError, NotFoundError
 from diffalign.runs import new_folder
-from diffalign.types import Sample
+from diffalign.types import Prompt, Sample
 from rewards import fit_pixels
 from rewards.clip import ClipReward
 from rewards.fit import Calibration, Fitted
@@ -294,6 +294,22 @@ class RewardModel:
             embedding = self.encoder.encode_images(list(images.values()))
         judged.distance[places] = distances(embedding, self.domain["mean"], self.domain["whitening"])
         return judged
+
+    def judge_with_gradient(self, images: Tensor, prompts: Sequence[Prompt]) -> Judgement:
+        """The same of images ``(B, 3, H, W)`` in [0, 1], with gradient to the pixels but for the distance; on their
+        device.
+        """
+        embedding = self.eyes.with_gradient(images).cpu()
+        seen = [embedding, fit_pixels.with_gradient(images.float()).cpu()]
+        text = self.encoder.encode_texts([prompt.text for prompt in prompts])
+        found = features(torch.cat(seen if self.header.encoder.pixel_statistics else seen[:1], 1), text)
+        scores = [heads.standardised(found) for heads in self.heads]
+        sd = [each.std(0) if len(each) > 1 else each.new_full(each.shape[1:], math.nan) for each in scores]
+        with torch.no_grad():
+            known = embedding if self._adapter is None else self.encoder.with_gradient(images).cpu()
+            away = distances(known, self.domain["mean"], self.domain["whitening"])
+        mean = torch.stack([each.mean(0) for each in scores])
+        return Judgement(mean.to(images.device), torch.stack(sd).to(images.device), away.to(images.device))
 
 
 def _read(folder: Path) -> tuple[Header, dict[str, Tensor]]:

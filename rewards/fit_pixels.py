@@ -26,6 +26,32 @@ def statistics(images: Sequence[Image]) -> Tensor:
     return torch.tensor([_of(image) for image in images], dtype=torch.float32).reshape(-1, len(NAMES))
 
 
+def with_gradient(images: Tensor) -> Tensor:
+    """The same ``(B, 7)`` of a tensor ``(B, 3, H, W)`` in [0, 1], to 1e-4, with gradient to the pixels.
+
+    Dark and bright are shares, which have none: to the gradient they are constants.
+    """
+    grey = (images * images.new_tensor([0.299, 0.587, 0.114])[:, None, None]).sum(1)
+    noise = sharpness = images.new_zeros(len(images))
+    if min(grey.shape[1:]) >= SMALLEST:
+        across = grey[:, :, :-2] - 2 * grey[:, :, 1:-1] + grey[:, :, 2:]
+        mask = across[:, :-2] - 2 * across[:, 1:-1] + across[:, 2:]
+        noise = math.sqrt(math.pi / 2) / 6 * mask.abs().mean((1, 2))
+        sharpness = grey.diff(dim=1).abs().mean((1, 2)) + grey.diff(dim=2).abs().mean((1, 2))
+    # The standard deviation has no gradient at 0, where an image is flat.
+    contrast = (grey - grey.mean((1, 2), keepdim=True)).square().mean((1, 2)).clamp_min(1e-12).sqrt()
+    columns = [
+        grey.mean((1, 2)),
+        contrast,
+        (images.amax(1) - images.amin(1)).mean((1, 2)),
+        (noise + 1e-3).log(),
+        (sharpness + 1e-3).log(),
+        (grey < 0.02).float().mean((1, 2)),
+        (grey > 0.98).float().mean((1, 2)),
+    ]
+    return torch.stack(columns, 1)
+
+
 def _of(image: Image) -> list[float]:
     """Of grey levels ``g`` in [0, 1], at the image's own size.
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from diffalign.errors import ConfigError
-from diffalign.types import Modality, Sample, Scores
+from diffalign.types import Modality, Prompt, Sample, Scores
 from rewards.fit_model import RewardModel
 
 
@@ -50,6 +50,11 @@ class PreferenceReward:
         mean = self.reward_model.judge(samples).mean
         parts = dict(zip(self.reward_model.criteria, mean, strict=True))
         return Scores(parts[self.criterion], parts)
+
+    def differentiable(self, images: Tensor, prompts: Sequence[Prompt]) -> Tensor:
+        """The same scores ``(B,)`` of a tensor ``(B, 3, H, W)`` in [0, 1], with gradient to the pixels."""
+        mean = self.reward_model.judge_with_gradient(images, prompts).mean
+        return mean[self.reward_model.criteria.index(self.criterion)]
 
     def probability(self, first: Sequence[Sample], second: Sequence[Sample]) -> tuple[Tensor, Tensor]:
         """Calibrated probabilities ``(B,)`` that a rater prefers the first, and that it is a tie.

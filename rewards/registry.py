@@ -77,6 +77,17 @@ def names() -> dict[str, str]:
     return {name: line for name, (_, line) in REWARDS.items()}
 
 
+def differentiable() -> list[str]:
+    """The names of the rewards that have a gradient; it imports all of them."""
+    return [name for name in REWARDS if hasattr(_class(name), "differentiable")]
+
+
+def _class(name: str) -> type[Reward]:
+    module, _, attribute = REWARDS[name][0].partition(":")
+    found: type[Reward] = getattr(import_module(module), attribute)
+    return found
+
+
 def load(spec: str) -> Reward:
     """The reward that ``NAME``, ``NAME?arg=value&…``, ``path/to/file.py:attr``, ``module:attr`` or an address names."""
     if spec.startswith(("http://", "https://")):
@@ -85,8 +96,7 @@ def load(spec: str) -> Reward:
         return remote.load(spec)
     name, arguments = split(spec)
     if name in REWARDS:
-        module, _, attribute = REWARDS[name][0].partition(":")
-        kind: type[Reward] = getattr(import_module(module), attribute)
+        kind = _class(name)
         return kind(**typed(kind, arguments, spec))
     if ":" in name:
         from rewards import custom

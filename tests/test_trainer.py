@@ -75,6 +75,9 @@ class WalkPolicy:
     def log_likelihood(self, samples: Sequence[Sample], draw: Draw) -> Tensor:
         return -(self.denoising_residual(samples, draw)[:, 0] ** 2)
 
+    def clean_error(self, residual: Tensor, draw: Draw) -> Tensor:
+        return residual
+
     @contextmanager
     def reference(self):  # type: ignore[no-untyped-def]
         self.off = True
