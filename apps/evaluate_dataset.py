@@ -14,6 +14,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from apps import dataset_report
 from apps.dataset_features import Encoder, Looks, Made, encoder, look, source, tensor
 from apps.dataset_privacy import report
 from apps.progress import Status
@@ -77,7 +78,7 @@ def run(
     encoder_name: str,
     out: Path | None,
 ) -> None:
-    """Measures, writes evaluation.json and privacy.json beside the dataset (or to ``out``), and prints the table."""
+    """Measures, writes the two files and the report beside the dataset (or to ``out``), and prints the table."""
     made, real = Made(folder.expanduser()), source(against)
     base = source(baseline) if baseline else None
     if base is not None and not isinstance(base, Made):
@@ -101,6 +102,7 @@ def run(
     facts: dict[str, Any] = {
         "dataset": made.name,
         "spec_sha256": made.generated.manifest.spec_sha256,
+        **release.about(made.generated.folder),
         "against": {"name": real.name, "n": len(known)},
         **found.to_json(encode),
         "privacy": {"verdict": safe["verdict"], "why": safe["why"]},
@@ -114,10 +116,11 @@ def run(
     place.mkdir(parents=True, exist_ok=True)
     write_text(place / NAME, _dumps(facts))
     write_text(place / release.NAME, _dumps(safe | release.about(made.generated.folder)))
+    dataset_report.write(made.generated.folder, place)
     if (place / sums.NAME).is_file():
-        sums.add(place, NAME, release.NAME)
+        sums.add(place, NAME, release.NAME, dataset_report.NAME)
     show(facts, found, other, safe)
-    click.echo(f"written to {place}: {NAME}, {release.NAME}")
+    click.echo(f"written to {place}: {NAME}, {release.NAME}, {dataset_report.NAME}")
 
 
 def _dumps(facts: Mapping[str, Any]) -> str:

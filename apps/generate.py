@@ -33,7 +33,7 @@ def run(
     allow_unsafe: bool = False,
 ) -> int:
     """Makes the dataset, or goes on with it; returns the exit status."""
-    from apps import generate_models
+    from apps import dataset_report, generate_models
 
     if resume and out is None:
         raise ConfigError("--resume needs --out: the folder of the dataset to continue")
@@ -57,6 +57,7 @@ def run(
             Engine(
                 spec, folder, made.makers(), duplicates=made.duplicates, workers=workers,
                 on_progress=(lambda *_: None) if quiet else status, say=(lambda _: None) if quiet else status.say,
+                at_end=lambda: dataset_report.write(folder),
             ).run()  # fmt: skip
     except UserError as error:
         if workers.rank:
@@ -114,6 +115,8 @@ def _show(folder: Path) -> None:
     for line in lines(strata)[:WORST]:
         click.echo(f"  {line}")
     click.echo(f"dataset: {folder}")
+    if (report := folder / "report.html").is_file():
+        click.echo(f"report: {report}")
 
 
 def lines(strata: Mapping[str, Acceptance]) -> list[str]:

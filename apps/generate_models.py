@@ -220,9 +220,11 @@ def _facts(name: str, origin: Origin, policy: DiffusionPolicy | LanguagePolicy) 
         sampler = policy.sampler
         scheduler = type(policy.family.pipeline.scheduler).__name__
         more: dict[str, Any] = {
-            "scheduler": scheduler, "steps": sampler.steps, "eta": sampler.eta,
+            "scheduler": scheduler, "steps": sampler.steps, "eta": policy.schedule.eta,
             "guidance_scale": sampler.guidance_scale,
         }  # fmt: skip
+        own = sampler.model_dump(include={"noise", "window", "size"})
+        more |= {name: value for name, value in own.items() if value is not None}
     else:
         generation = policy.generation
         more = {"temperature": generation.temperature, "max_new_tokens": generation.max_new_tokens}

@@ -29,7 +29,7 @@ _READING = {
     "dicom": 'pydicom.dcmread("DIR/data/train/00000/00000000.dcm")',
     "png": 'csv.DictReader(open("DIR/data/rows.csv", newline=""))',
 }
-_LIMITATIONS = (
+LIMITATIONS = (
     "A row says what its image and text were asked to show. The gates checked some of that, and gates are wrong at"
     " times.",
     "What was not asked for is as the models make it: their biases and blind spots are in the data.",
@@ -90,7 +90,7 @@ def _body(about: Exported, acceptance: Mapping[str, Acceptance]) -> Iterator[str
     yield "## Intended use and limitations\n"
     yield "For research: to train and test methods beside real data, to balance what is rare, to share examples where"
     yield "real ones cannot be shared. Not for diagnosis, nor for any decision about a person.\n"
-    yield "".join(f"- {limitation}\n" for limitation in _LIMITATIONS)
+    yield "".join(f"- {limitation}\n" for limitation in LIMITATIONS)
     yield "## Licence\n"
     yield "This dataset states no licence of its own: whoever hands it out chooses one that those of the models allow."
     yield from ("", *_table(("Model", "Licence"), provenance.licences(manifest).items()))

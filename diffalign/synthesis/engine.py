@@ -137,10 +137,11 @@ class Engine:
         workers: Workers | None = None,
         on_progress: Progress = lambda stage, done, total: None,
         say: Callable[[str], None] = lambda line: None,
+        at_end: Callable[[], object] = lambda: None,
     ) -> None:
         self.spec, self.folder, self.makers = spec, folder, makers
         self.duplicates, self.workers = duplicates, workers or Alone()
-        self.on_progress, self.say = on_progress, say
+        self.on_progress, self.say, self.at_end = on_progress, say, at_end
         self.files = store.Files(folder / store.FILES)
         self.prompting = Prompting(spec)
         self.parts: tuple[Part, ...] = tuple(part for part in PARTS if any(part == maker.part for maker in makers))
@@ -166,10 +167,11 @@ class Engine:
             journal.close()
 
     def _sum_up(self) -> None:
-        """Hashes every file, unless that was done."""
+        """Adds what is made of the finished dataset (``at_end``), and hashes every file, unless that was done."""
         if self.workers.rank == 0 and not (self.folder / sums.NAME).is_file():
             # A half list, which a killed process left, would be listed too.
             (self.folder / f".{sums.NAME}.tmp").unlink(missing_ok=True)
+            self.at_end()
             sums.write(self.folder)
 
     def _rounds(self, journal: Journal, wanted: Mapping[str, int]) -> None:

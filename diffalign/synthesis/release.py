@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -10,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from diffalign.errors import InputError, RefusedError
-from diffalign.synthesis import store
+from diffalign.synthesis import store, sums
 
 NAME = "privacy.json"
 OF = "journal_sha256"
@@ -35,12 +34,15 @@ class Release:
 
 def about(folder: Path) -> dict[str, str]:
     """What binds a report to the dataset in this folder: the hash of its journal, in which all its cases stand."""
-    return {OF: hashlib.sha256((folder / store.JOURNAL).read_bytes()).hexdigest()}
+    return {OF: sums.of_file(folder / store.JOURNAL)}
 
 
-def read(folder: Path) -> Release:
-    """What ``privacy.json`` in a dataset's folder says; a dataset without one, or with another's, was not assessed."""
-    path = folder / NAME
+def read(folder: Path, beside: Path | None = None) -> Release:
+    """What ``privacy.json`` in a dataset's folder says; a dataset without one, or with another's, was not assessed.
+
+    ``beside`` is the folder that the report lies in, where it is not the dataset's.
+    """
+    path = (beside or folder) / NAME
     if not path.is_file():
         return Release("not assessed", "no privacy report was made of this dataset")
     try:

@@ -82,11 +82,17 @@ def rows(spec: Spec) -> Iterator[Row]:
     prefix = f"syn-{spec.identity[:8]}"
     dealer = _Dealer(spec.splits)
     for index, cells in enumerate(_from_table(spec.table) if spec.table is not None else _drawn(spec)):
-        stratum = " / ".join(_shown(cells[name]) for name in spec.strata if cells[name] is not None) or ONE_STRATUM
+        stratum = stratum_of(spec, cells)
         yield Row(index, f"{prefix}-{index:06d}", cells, stratum, dealer.next(stratum))
 
 
-def _shown(value: Value) -> str:
+def stratum_of(spec: Spec, cells: Mapping[str, Value]) -> str:
+    """The stratum of a row: its values in the columns that strata are made of; empty ones are left out."""
+    return " / ".join(shown(cells[name]) for name in spec.strata if cells[name] is not None) or ONE_STRATUM
+
+
+def shown(value: Value) -> str:
+    """A cell as strata name it."""
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
@@ -108,7 +114,7 @@ def _drawn(spec: Spec) -> Iterator[dict[str, Value]]:
         for _ in range(count):
             row = dict(cells)
             for name in numbers:
-                form = _form(spec, name, row)
+                form = form_of(spec, name, row)
                 if isinstance(form, Numbers):
                     row[name] = _number(form, derive(spec.seed, "axis", name, index) / 2**63)
             yield row
@@ -125,7 +131,7 @@ def _groups(
         yield cells, count
         return
     name, *rest = left
-    form = _form(spec, name, cells)
+    form = form_of(spec, name, cells)
     if not isinstance(form, Category):
         yield from _groups(spec, rest, {**cells, name: None}, count, owed)
         return
@@ -152,7 +158,7 @@ def allotted(shares: Sequence[float], count: int, owed: list[float]) -> list[int
     return given
 
 
-def _form(spec: Spec, name: str, cells: Mapping[str, Value]) -> Category | Numbers | None:
+def form_of(spec: Spec, name: str, cells: Mapping[str, Value]) -> Category | Numbers | None:
     """The axis as it is in a row of these cells; of several conditions on it the last one counts."""
     form: Category | Numbers | None = spec.axes[name]
     for condition in spec.conditions:

@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from diffalign.errors import InputError, NotFoundError
 from diffalign.runs import disk_errors, write_text
@@ -193,6 +193,32 @@ class Generated:
     def attempts(self) -> Iterator[Attempt]:
         """Every attempt, accepted or not, by row."""
         return self.journal.attempts()
+
+    def ranges(self, column: Literal["cells", "scores"]) -> dict[str, tuple[float, float]]:
+        """The lowest and the highest of the numbers in each column of the rows, or of each score of all attempts."""
+        table = "row" if column == "cells" else "attempt"
+        query = (
+            f"SELECT key, min(value), max(value) FROM {table}, json_each({table}.{column})"
+            " WHERE type IN ('integer', 'real') GROUP BY key"
+        )
+        return {name: (float(low), float(high)) for name, low, high in self.journal.read(query)}
+
+    def reasons(self, most: int) -> dict[str, list[tuple[str, int]]]:
+        """What each gate rejected most often, in its words, and how often; by gate, ``most`` of each."""
+        found: dict[str, list[tuple[str, int]]] = {}
+        query = (
+            "SELECT gate, reason, count(*) AS number FROM attempt WHERE gate IS NOT NULL GROUP BY gate, reason"
+            " ORDER BY gate, number DESC, reason"
+        )
+        for gate, reason, number in self.journal.read(query):
+            if len(known := found.setdefault(gate, [])) < most:
+                known.append((reason, number))
+        return found
+
+    def different(self, part: Part) -> int:
+        """How many of the accepted images, or texts, are different ones."""
+        query = f"SELECT count(DISTINCT {part}) FROM attempt WHERE part = ? AND gate IS NULL"
+        return int(next(self.journal.read(query, (part,)))[0])
 
     def acceptance(self) -> dict[str, Acceptance]:
         """How each stratum was filled, in the order of the specification."""
