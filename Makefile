@@ -121,6 +121,10 @@ bench-loop: $(INSTALLED) ## Close the loop from a run to labels to a better mode
 bench-frontier: $(INSTALLED) ## Gold reward against KL for DPO, PPO, GRPO and best-of-n: about a quarter of an hour
 	$(PY) -m benchmarks.frontier $(ARGS)
 
+.PHONY: bench-time
+bench-time: $(INSTALLED) ## How soon each method is better, in images, denoiser calls and seconds: about two hours
+	$(PY) -m benchmarks.time_to_reward $(ARGS)
+
 .PHONY: bench-grpo
 bench-grpo: $(INSTALLED) ## Repeat the comparison with TRL's GRPO
 	$(PY) -m benchmarks.trl_grpo $(ARGS)

@@ -12,12 +12,16 @@ import click
 from apps import build, hashes, report, resumption, reward_stage, samples, sources, warm_up_stage
 from apps.outcome import show
 from apps.progress import Status
+from diffalign import processes, shares
 from diffalign import prompts as prompt_sources
 from diffalign.config import RunConfig
-from diffalign.errors import ConfigError, UserError
+from diffalign.errors import ConfigError, DiffalignError, UserError
 from diffalign.evaluation import Evaluation, evaluate, kl
+from diffalign.experience import Source
+from diffalign.interruption import Interrupted
+from diffalign.processes import LostError, Processes
 from diffalign.runs import Run, require_empty, unused_folder, write_text
-from diffalign.trainer import Interrupted, Trainer
+from diffalign.trainer import Trainer
 from diffalign.types import Scores
 from pipelines.diffusion import DiffusionPolicy
 from pipelines.language import LanguagePolicy
@@ -29,50 +33,88 @@ _WATCH = (
 
 
 def run(recipe: str, overrides: Sequence[str], out: Path | None, *, resume: bool) -> int:
-    """Aligns, evaluates and reports; returns the exit status."""
-    if resume:
-        if out is None:
-            raise ConfigError("--resume needs --out: the run directory to continue")
-        directory = Run.open(out)
-        job = Job(resumption.configuration(recipe, overrides, directory), directory)
-    else:
-        config = build.configuration(recipe, overrides)
-        name = config.name if config.name != "run" else Path(recipe).stem
-        path = out or unused_folder(Path("runs") / name)
-        require_empty(path)
-        directory = Run(path)
-        job = Job(config, directory)
-        directory.begin(config)
-    click.echo(f"writing to {directory.path}")
+    """Aligns, evaluates and reports; returns the exit status.
+
+    Where several processes were launched, all of them call it; the first writes the files and speaks for all.
+    """
+    crew = processes.start()
     try:
-        with Status() as status:
+        with crew.telling():
+            status = _run(recipe, overrides, out, crew, resume=resume)
+            if status == 0:
+                crew.leave()
+    except (DiffalignError, KeyboardInterrupt) as error:
+        if crew.first or isinstance(error, LostError):
+            raise
+        status = error.exit_status if isinstance(error, DiffalignError) else 130
+    if status:
+        crew.wait_for_first()  # a launcher ends all processes once one has ended, and the first may not have spoken yet
+    return status
+
+
+def _run(recipe: str, overrides: Sequence[str], out: Path | None, crew: Processes, *, resume: bool) -> int:
+    job = _resumed(recipe, overrides, out, crew) if resume else _begun(recipe, overrides, out, crew)
+    directory = job.directory
+    if crew.first:
+        click.echo(f"writing to {directory.path}")
+    try:
+        with Status(quiet=not crew.first) as status:
             job.train(status, resume=resume)
             outcome = job.evaluate(status)
     except UserError:
-        directory.discard_unused()
+        if crew.first:
+            directory.discard_unused()
         raise
     except (Interrupted, KeyboardInterrupt):
         saved = directory.checkpoints() or Run(directory.path / warm_up_stage.FOLDER).checkpoints()
         if not saved:
             raise
-        report.write(directory)
-        click.echo(
-            f"interrupted: saved at epoch {saved[-1].name.removeprefix('step-')}; continue with"
-            f" 'diffalign align {directory.path / 'config.yaml'} --resume --out {directory.path}'",
-            err=True,
-        )
+        if crew.first:
+            report.write(directory)
+            click.echo(
+                f"interrupted: saved at epoch {saved[-1].name.removeprefix('step-')}; continue with"
+                f" 'diffalign align {directory.path / 'config.yaml'} --resume --out {directory.path}'",
+                err=True,
+            )
         return 130
-    page = report.write(directory)
-    show(outcome)
-    click.echo(f"model:  {job.saved}\nreport: {page}")
+    if crew.first:
+        page = report.write(directory)
+        show(outcome)
+        click.echo(f"model:  {job.saved}\nreport: {page}")
     return 0
+
+
+def _begun(recipe: str, overrides: Sequence[str], out: Path | None, crew: Processes) -> Job:
+    config = build.configuration(recipe, overrides)
+    name = config.name if config.name != "run" else Path(recipe).stem
+    path = out or Path(crew.first_says("folder", lambda: str(unused_folder(Path("runs") / name))))
+    if crew.first:
+        require_empty(path)
+    directory = Run(path)
+    job = Job(config, directory, crew)
+    if crew.first:
+        directory.begin(config)
+    crew.exchange("begun")
+    if not (path / "config.yaml").is_file():
+        raise ConfigError(
+            f"process {crew.rank} does not see {path}, which the first process has made: --out must be a folder on a"
+            " file system that all machines share"
+        )
+    return job
+
+
+def _resumed(recipe: str, overrides: Sequence[str], out: Path | None, crew: Processes) -> Job:
+    if out is None:
+        raise ConfigError("--resume needs --out: the run directory to continue")
+    directory = crew.first_then_all("open", lambda: Run.open(out))
+    return Job(resumption.configuration(recipe, overrides, directory), directory, crew)
 
 
 class Job:
     """One run: what is built from its configuration, and its stages."""
 
-    def __init__(self, config: RunConfig, directory: Run) -> None:
-        self.config, self.directory = config, directory
+    def __init__(self, config: RunConfig, directory: Run, crew: Processes) -> None:
+        self.config, self.directory, self.crew = config, directory, crew
         self.train_prompts, self.held_out = prompt_sources.load(config.prompts, config.seed)
         build.check(config)
         self.resolved = build.resolved(config, directory.path)
@@ -98,13 +140,12 @@ class Job:
         if config.warm_up is not None:
             self._warm_up(status)
         if config.fit is not None:
-            reward_stage.run(
-                config.fit, self.resolved, self.policy, self.train_prompts, self.held_out, self.directory, status
-            )
-        source = sources.source(
-            config, self.policy, self.judges.main, self.train_prompts, self.held_out, self.directory,
-            progress=status, say=status.say,
-        )  # fmt: skip
+            if self.crew.first:
+                reward_stage.run(
+                    config.fit, self.resolved, self.policy, self.train_prompts, self.held_out, self.directory, status
+                )
+            self.crew.exchange("fitted")
+        source = self.crew.first_then_all("source", lambda: self._source(status))
         trainer = Trainer(
             self.policy,
             source,
@@ -116,11 +157,14 @@ class Job:
             precision=config.precision,
             run=self.directory,
         )
-        if resume:
-            if trainer.resume():
-                status.say(f"resumed after epoch {trainer.epoch}")
-            self.directory.write_config(config)
-        self.directory.write_environment(config.seed, hashes.of(self.resolved))
+        if trainer.processes.count != self.crew.count:
+            raise ConfigError("start several processes with 'accelerate launch' or torchrun, and not with mpirun")
+        if resume and trainer.resume():
+            status.say(f"resumed after epoch {trainer.epoch}")
+        if self.crew.first:
+            if resume:
+                self.directory.write_config(config)
+            self.directory.write_environment(config.seed, hashes.of(self.resolved))
         if config.objective.name in ("dpo", "robust-dpo") and not config.objective.sft_weight and trainer.epoch == 0:
             status.say(_WATCH)
         total = config.trainer.epochs
@@ -131,22 +175,34 @@ class Job:
             status.say(f"epoch {epoch}/{total}: {self._headline(metrics)}")
             every = config.evaluation.every
             if every and epoch % every == 0 and epoch < total:
-                self._measure(epoch, status)
+                with trainer.averaged():
+                    self._measure(epoch, status)
 
         trainer.on_epoch, trainer.on_progress = on_epoch, status
         trainer.train()
-        self.saved = self.policy.save(self.directory.path)
+        trainer.adopt_average()
+        if self.crew.first:
+            self.saved = self.policy.save(self.directory.path)
+        self.crew.exchange("model")
+
+    def _source(self, status: Status) -> Source:
+        return sources.source(
+            self.config, self.policy, self.judges.main, self.train_prompts, self.held_out, self.directory,
+            progress=status, say=status.say,
+        )  # fmt: skip
 
     def _warm_up(self, status: Status) -> None:
         """The supervised stage, to its end; one that was interrupted goes on, and one that is done is left alone."""
-        run = warm_up_stage.stage(self.directory.path, self.config)
-        if run is None:
+        folder = self.directory.path
+        if not self.crew.first_says("warm-up", lambda: warm_up_stage.stage(folder, self.config) is not None):
             return
-        job = Job(warm_up_stage.configuration(self.config), run)
+        run = Run(folder / warm_up_stage.FOLDER)
+        job = Job(warm_up_stage.configuration(self.config), run, self.crew)
         status.say(f"warm-up: {job.config.trainer.epochs} epochs over demonstrations")
         job.train(status, resume=True)
         outcome = job.evaluate(status)
-        report.write(run)
+        if self.crew.first:
+            report.write(run)
         gain = outcome.difference(outcome.measures[outcome.main])["mean"]
         status.say(f"warm-up: {outcome.main} changed by {gain:+.4g} on held-out prompts")
         status.prefix = ""
@@ -160,13 +216,14 @@ class Job:
 
     def _measure(self, epoch: int, status: Status) -> None:
         """The rewards on held-out prompts during training, on one seed a prompt, and the distance from the base."""
-        rollouts = samples.generate(self.policy, self.held_out, self.config.seed, status)
+        rollouts = samples.generate(self.policy, self.held_out, self.config.seed, status, self.crew)
         drawn = [sample for rollout in rollouts for sample in rollout.samples]
         rewards = (self.judges.main, *self.judges.others)
-        found = {f"held_out/{reward.name}": _mean(reward(drawn)) for reward in rewards}
+        found = {f"held_out/{reward.name}": _mean(shares.scores(self.crew, reward, drawn)) for reward in rewards}
         found |= {f"distance/{name}": value for name, value in kl(self.policy, rollouts[:2]).items()}
-        self.directory.log(epoch, found)
-        samples.write_moment(self.directory.path / "samples" / f"epoch-{epoch}", drawn)
+        if self.crew.first:
+            self.directory.log(epoch, found)
+            samples.write_moment(self.directory.path / "samples" / f"epoch-{epoch}", drawn)
 
     def evaluate(self, status: Status) -> Evaluation:
         """Before and after on held-out prompts; writes evaluation.json and samples/."""
@@ -182,9 +239,11 @@ class Job:
             features=build.features(self.config),
             spreads=build.spreads(self.config),
             on_progress=status,
+            processes=self.crew,
         )
-        write_text(self.directory.path / "evaluation.json", outcome.dumps())
-        samples.write_pairs(self.directory.path / "samples", outcome)
+        if self.crew.first:
+            write_text(self.directory.path / "evaluation.json", outcome.dumps())
+            samples.write_pairs(self.directory.path / "samples", outcome)
         return outcome
 
 

@@ -14,8 +14,10 @@ from torch import Tensor
 
 from apps import sources, warm_up_stage
 from apps.catalogue import find, recipes
+from diffalign import processes
 from diffalign.config import FITTED, RunConfig, fields_of, is_fitted, parse
 from diffalign.errors import ConfigError, NotFoundError
+from diffalign.methods import BACKPROP
 from diffalign.types import Modality, Reward, Sample
 from diffalign.worlds.shown import DEMONSTRATIONS
 from pipelines.diffusion import DiffusionPolicy
@@ -25,6 +27,7 @@ from pipelines.loading import load_policy, modality_of
 from rewards.arguments import split
 from rewards.combine import Combined
 from rewards.rater import SimulatedRaters
+from rewards.registry import differentiable
 from rewards.registry import load as load_reward
 
 log = logging.getLogger(__name__)
@@ -59,7 +62,13 @@ def resolved(config: RunConfig, folder: Path) -> RunConfig:
 
 
 def device(name: str) -> torch.device:
-    """The device of a configuration; ``auto`` takes an accelerator where there is one."""
+    """The device of a configuration; ``auto`` takes an accelerator where there is one.
+
+    Of several processes each has the one that the launcher gave it.
+    """
+    given = processes.start().device
+    if given is not None:
+        return processes.own_device(name, given)
     if name == "auto":
         accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
         return accelerator or torch.device("cpu")
@@ -220,6 +229,8 @@ def check(config: RunConfig) -> None:
         _same_modality(config, f"fit.preferences: {fitted_to} has", sources.modality_of_pairs(fitted_to))
     if config.warm_up is not None:
         judges(warm_up_stage.configuration(config))
+    if config.objective.name in BACKPROP:
+        _have_gradients(config)
     if config.fit is None:
         found = judges(config)
         loaded = [found.main, *found.others]
@@ -229,6 +240,17 @@ def check(config: RunConfig) -> None:
     for one in loaded:
         hint = " (a function of your own says by its attribute 'modality' which of them it judges)"
         _same_modality(config, f"reward {one.name} judges", one.modality, hint)
+
+
+def _have_gradients(config: RunConfig) -> None:
+    counting = [entry.reward for entry in config.rewards if entry.weight and not is_fitted(entry.reward)]
+    without = [one.name for one in map(load_reward, counting) if not hasattr(one, "differentiable")]
+    if without:
+        raise ConfigError(
+            f"objective {config.objective.name} follows the reward's own gradient, and {' and '.join(without)}"
+            f" {'has' if len(without) == 1 else 'have'} none;"
+            f" {', '.join(differentiable())} have one, and functions of your own that say differentiable = True"
+        )
 
 
 def _same_modality(config: RunConfig, what: str, modality: Modality | None, hint: str = "") -> None:

@@ -37,7 +37,11 @@ def main() -> None:
 @click.option("--dry-run", is_flag=True, help="Print what would be done, and every field; do nothing.")
 @reported
 def align(recipe: str, overrides: tuple[str, ...], out: Path | None, resume: bool, dry_run: bool) -> None:
-    """Align a model to a reward, and report what that changed."""
+    """Align a model to a reward, and report what that changed.
+
+    Several processes share the work where `torchrun --nproc_per_node 2 -m apps.cli align ...` (or `accelerate launch`,
+    on GPUs) starts them.
+    """
     if dry_run:
         from apps import dry_run as plan
 

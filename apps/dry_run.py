@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import click
 import psutil
@@ -11,8 +11,9 @@ import torch
 
 from apps import build
 from diffalign import prompts as prompt_sources
+from diffalign.backprop import most_steps
 from diffalign.config import RunConfig, dump
-from diffalign.methods import POLICY_GRADIENT, RECORDED
+from diffalign.methods import BACKPROP, FORWARD_PROCESS, NEEDS_STEPS, OF_OLD_WEIGHTS, POLICY_GRADIENT, RECORDED
 from diffalign.types import Prompt, Rollout, Sample
 from pipelines.diffusion import DiffusionPolicy
 from pipelines.language import LanguagePolicy
@@ -106,13 +107,28 @@ def learning_calls(config: RunConfig) -> float:
     if objective.name in POLICY_GRADIENT:
         branches = (1 if config.sampler.guidance_scale == 1 else 2) * (2 if objective.kl_coefficient else 1)
         return settings.samples_per_epoch * config.sampler.steps * settings.timestep_fraction * branches
+    if objective.name in BACKPROP:
+        branches = 1 if config.sampler.guidance_scale == 1 else 2
+        each = 1 + settings.gradient_checkpointing + bool(objective.kl_coefficient)
+        return settings.samples_per_epoch * _differentiated(config) * branches * each
     asked = items(config) * (objective.draws or 1)
     if config.experience.source.endswith("pairs") and objective.name != "sft":
         asked *= 2
     if objective.name in ("sft", "reward-weighted"):
         return asked
+    if objective.name in FORWARD_PROCESS:
+        # The policy, its old weights once they are others, and the reference where it is held to one.
+        first = settings.batch_size / settings.samples_per_epoch
+        old = {"elbo-ppo-clip": 1 - first, "nft": 1.0 if objective.old_decay_rate else 1 - first}
+        return asked * (1 + old.get(objective.name, 0.0) + bool(objective.kl_coefficient))
     # Policy and reference; KTO's baseline asks both once more.
     return asked * (4 if objective.name == "kto" else 2)
+
+
+def _differentiated(config: RunConfig) -> float:
+    """Steps of a walk that a reward's gradient goes through, in the mean."""
+    most = most_steps(config.objective, config.sampler.steps)
+    return {"draft": most, "align-prop": (1 + most) / 2, "refl": 1}[config.objective.name]
 
 
 def _denoising(config: RunConfig, held_out: int) -> dict[str, str]:
@@ -136,15 +152,16 @@ def _size(policy: DiffusionPolicy | LanguagePolicy) -> int:
 def memory(policy: DiffusionPolicy | LanguagePolicy, config: RunConfig) -> int:
     """Bytes for weights, gradients, Adam's moments, an epoch's latents or tokens, and the activations of a micro-batch.
 
-    The activations are measured on one row. A fully trained model is there twice: its frozen copy is the reference.
+    The activations are measured on one row. Old and averaged weights are copies. A fully trained model is there twice:
+    its frozen copy is the reference.
     """
-    trained = sum(3 * p.numel() * FLOAT32 for p in policy.trainable().values())
+    copies = 3 + (config.objective.name in OF_OLD_WEIGHTS) + (config.trainer.ema_decay is not None)
+    trained = sum(copies * p.numel() * FLOAT32 for p in policy.trainable().values())
     blank: dict[str, torch.Tensor]
     if isinstance(policy, DiffusionPolicy):
-        pipeline = policy.family.pipeline
-        modules, model = [pipeline.vae, pipeline.text_encoder, policy.family.denoiser], policy.family.denoiser
+        modules, model = policy.family.modules(), policy.family.denoiser
         latent, most = math.prod(policy.family.latent_shape) * FLOAT32, 1
-        steps = 1 if config.experience.source in RECORDED else config.sampler.steps + 1
+        steps = config.sampler.steps + 1 if config.objective.name in NEEDS_STEPS else 1
         blank = {"latents": torch.randn(1, 2, *policy.family.latent_shape)}
     else:
         modules, model, latent, most = [policy.model], policy.model, 3 * FLOAT32, config.generation.max_new_tokens
@@ -154,11 +171,31 @@ def memory(policy: DiffusionPolicy | LanguagePolicy, config: RunConfig) -> int:
         modules.append(model)
     weights: int = sum(p.numel() * p.element_size() for module in modules for p in module.parameters())
     stored = config.trainer.samples_per_epoch * steps * latent
-    return weights + trained + stored + _activations(policy, blank, most) * config.trainer.micro_batch_size
+    kept = _activations(policy, blank, most)
+    if isinstance(policy, DiffusionPolicy) and config.objective.name in BACKPROP:
+        kept = _through(policy, kept, config)
+    return weights + trained + stored + kept * config.trainer.micro_batch_size
 
 
 def _activations(policy: DiffusionPolicy | LanguagePolicy, state: dict[str, torch.Tensor], steps: int) -> int:
     """Bytes that the backward pass of one row keeps."""
+    blank = torch.ones(1, steps)
+    rollout = Rollout((Sample(Prompt("x")),), blank, blank.bool(), state)
+    return _saved(lambda: policy.step_log_probs(rollout, torch.arange(steps)[None]))
+
+
+def _through(policy: DiffusionPolicy, step: int, config: RunConfig) -> int:
+    """The same of the steps that a reward's gradient goes through, each of ``step`` bytes, and of the decoder."""
+    latents = torch.zeros(1, *policy.family.latent_shape, device=policy.device, requires_grad=True)
+    decoded = _saved(lambda: policy.family.decode(latents))
+    if config.trainer.gradient_checkpointing:
+        return max(step, decoded)
+    through = 1 if config.objective.name == "refl" else most_steps(config.objective, config.sampler.steps)
+    return step * through + decoded
+
+
+def _saved(forward: Callable[[], object]) -> int:
+    """Bytes that a forward pass keeps for its backward pass, parameters aside."""
     saved = 0
 
     def pack(tensor: torch.Tensor) -> torch.Tensor:
@@ -167,10 +204,8 @@ def _activations(policy: DiffusionPolicy | LanguagePolicy, state: dict[str, torc
             saved += tensor.numel() * tensor.element_size()
         return tensor
 
-    blank = torch.ones(1, steps)
-    rollout = Rollout((Sample(Prompt("x")),), blank, blank.bool(), state)
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        policy.step_log_probs(rollout, torch.arange(steps)[None])
+        forward()
     return saved
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import sys
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -19,6 +19,10 @@ from diffalign.synthesis.engine import Engine, Workers
 from diffalign.synthesis.spec import Spec
 from diffalign.synthesis.store import Acceptance, Generated
 
+GRACE = 5.0
+"""Seconds after which another process than the first says why it cannot go on. Where the first one cannot either it has
+said so by then, and the launcher has ended this one.
+"""
 WORST = 5
 """Strata that are named at the end."""
 
@@ -59,9 +63,9 @@ def run(
                 on_progress=(lambda *_: None) if quiet else status, say=(lambda _: None) if quiet else status.say,
                 at_end=lambda: dataset_report.write(folder),
             ).run()  # fmt: skip
-    except UserError as error:
+    except UserError:
         if workers.rank:
-            sys.exit(error.exit_status)  # the first process says why
+            time.sleep(GRACE)
         raise
     except KeyboardInterrupt:
         _interrupted(recipe, overrides, folder, workers)

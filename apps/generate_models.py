@@ -7,7 +7,7 @@ import os
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
@@ -21,9 +21,10 @@ from PIL.Image import Image
 
 from apps import build, hashes
 from apps.evaluate import is_run
-from diffalign import images
+from diffalign import images, processes
 from diffalign.errors import ConfigError, InputError, NotFoundError
 from diffalign.runs import environment
+from diffalign.sampling import OPTIONAL
 from diffalign.synthesis import gates, rows
 from diffalign.synthesis.cases import Manifest
 from diffalign.synthesis.engine import Alone, Maker, Workers
@@ -36,31 +37,26 @@ from pipelines.language import LanguagePolicy
 from pipelines.loading import load_policy, locate, modality_of
 from rewards.registry import load as load_reward
 
-PATIENCE = timedelta(days=7)
-"""So long processes wait for each other: a round is as long as its slowest process."""
-
 
 class Launched:
     """The processes that ``torchrun`` or ``accelerate launch`` started on this machine."""
 
     def __init__(self) -> None:
-        from accelerate import PartialState
-
-        self.state = PartialState(cpu=not torch.cuda.is_available(), timeout=PATIENCE)
-        self.rank, self.count = self.state.process_index, self.state.num_processes
+        self.crew = processes.start()
+        self.rank, self.count = self.crew.rank, self.crew.count
         if int(os.environ.get("LOCAL_WORLD_SIZE", self.count)) != self.count:
             raise ConfigError(
                 "generate runs on one machine: its processes share a journal, which is not safe on a network share"
             )
 
     def meet(self) -> None:
-        """Waits until all processes are here."""
-        self.state.wait_for_everyone()
+        """Waits until all processes are here. Raises LostError where one of them has ended."""
+        self.crew.exchange("meet")
 
 
 def workers() -> Workers:
     """The processes that work together: those that were launched, or this one alone."""
-    return Launched() if int(os.environ.get("WORLD_SIZE", "1")) > 1 else Alone()
+    return Launched() if processes.launched() else Alone()
 
 
 @dataclass(frozen=True)
@@ -223,8 +219,7 @@ def _facts(name: str, origin: Origin, policy: DiffusionPolicy | LanguagePolicy) 
             "scheduler": scheduler, "steps": sampler.steps, "eta": policy.schedule.eta,
             "guidance_scale": sampler.guidance_scale,
         }  # fmt: skip
-        own = sampler.model_dump(include={"noise", "window", "size"})
-        more |= {name: value for name, value in own.items() if value is not None}
+        more |= sampler.model_dump(include=set(OPTIONAL))
     else:
         generation = policy.generation
         more = {"temperature": generation.temperature, "max_new_tokens": generation.max_new_tokens}

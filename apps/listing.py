@@ -15,12 +15,18 @@ from apps.catalogue import dataset_recipes, fit_recipes, recipes
 OBJECTIVES = {
     "ppo-clip": "from scores: importance-weighted, clipped per denoising step (DDPO-IS; with group credit, GRPO)",
     "reinforce": "from scores: score function, one update per rollout (DDPO-SF)",
+    "elbo-reinforce": "from scores, on images noised anew: score function of the denoising error; any sampler (EPG)",
+    "elbo-ppo-clip": "the same by clipped ratios to the weights that sampled; several updates a rollout",
+    "nft": "the same by contrasting an implicit good and bad policy (DiffusionNFT)",
     "reward-weighted": "from scores: imitate fresh samples, the better ones more (RWR)",
     "dpo": "from pairs: Diffusion-DPO, with soft labels, label_smoothing (conservative DPO) and guards",
     "robust-dpo": "from pairs: DPO that undoes a known share of flipped labels",
     "ipo": "from pairs: towards a finite margin",
     "hinge": "from pairs: a margin and then no gradient (SLiC)",
     "kto": "from thumbs up and down, or both sides of pairs (Diffusion-KTO)",
+    "draft": "from a reward's own gradient, through the last steps of sampling (DRaFT-K)",
+    "align-prop": "the same through a random number of last steps (AlignProp)",
+    "refl": "the same through one step, drawn among the last (ReFL)",
     "sft": "from samples to imitate: demonstrations, the best of n (RAFT, ReST), winners of pairs",
 }
 

@@ -16,9 +16,10 @@ INTERVAL = 60.0
 class Status:
     """Shows the epochs and the stage that is running. Callable as ``on_progress(stage, done, total)``."""
 
-    def __init__(self) -> None:
-        self.console = Console(stderr=True)
-        self.live = sys.stderr.isatty()
+    def __init__(self, *, quiet: bool = False) -> None:
+        """``quiet`` shows nothing: of several processes one speaks."""
+        self.console = Console(stderr=True, quiet=quiet)
+        self.live = sys.stderr.isatty() and not quiet
         self.bar = Progress(
             TextColumn("{task.description:<28}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
             console=self.console, transient=True, disable=not self.live,

@@ -175,7 +175,7 @@ def _read(path: Path, longest: int) -> tuple[str | None, bool]:
     return data_uri(image, longest), small
 
 
-def data_uri(image: Image, longest: int) -> str:
+def data_uri(image: Image, longest: int, heavy: int = HEAVY) -> str:
     """A picture for a page: shrunk to ``longest`` pixels, as a PNG or, where that is heavy, as a JPEG; no metadata."""
     image = image.copy()
     image.info = {}
@@ -183,6 +183,6 @@ def data_uri(image: Image, longest: int) -> str:
     for kind in ("png", "jpeg"):
         buffer = io.BytesIO()
         image.save(buffer, format=kind, optimize=True, quality=88)
-        if buffer.tell() <= HEAVY:
+        if buffer.tell() <= heavy:
             break
     return f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode()}"

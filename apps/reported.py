@@ -16,6 +16,8 @@ from diffalign.errors import DiffalignError
 OPTIONAL = dict.fromkeys(("argon2", "authlib", "fastapi", "gradio", "httpx", "uvicorn"), "label")
 OPTIONAL |= {"psycopg": "postgresql", "mlcroissant": "datasets", "pydicom": "datasets"}
 """Packages that not every installation has, and the extra that brings them."""
+SEVERAL = ("align", "generate")
+"""Commands that several processes may run together."""
 
 
 def reported(command: Callable[..., None]) -> Callable[..., None]:
@@ -25,6 +27,13 @@ def reported(command: Callable[..., None]) -> Callable[..., None]:
     def run(*args: Any, **options: Any) -> None:
         logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING, stream=sys.stderr)
         os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1 and command.__name__ not in SEVERAL:
+            click.echo(
+                f"error: of the commands only {' and '.join(SEVERAL)} run in several processes; start this one without"
+                " 'accelerate launch' or torchrun",
+                err=True,
+            )
+            sys.exit(2)
         try:
             command(*args, **options)
         except DiffalignError as error:

@@ -7,8 +7,9 @@ import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from diffalign import images
+from diffalign import images, shares
 from diffalign.evaluation import Evaluation
+from diffalign.processes import Processes
 from diffalign.runs import disk_errors, write_text
 from diffalign.seeds import derive
 from diffalign.types import Policy, Prompt, Rollout, Sample
@@ -19,15 +20,19 @@ COLUMNS = 8
 
 
 def generate(
-    policy: Policy, prompts: Sequence[Prompt], seed: int, on_progress: Callable[[str, int, int], None]
+    policy: Policy,
+    prompts: Sequence[Prompt],
+    seed: int,
+    on_progress: Callable[[str, int, int], None],
+    processes: Processes,
 ) -> list[Rollout]:
-    """One image a prompt, at the first seed that the final evaluation uses."""
-    rollouts = []
-    for i in range(0, len(prompts), policy.batch_size):
-        chunk = prompts[i : i + policy.batch_size]
-        rollouts.append(policy.rollout(chunk, [derive(seed, "evaluation", prompt.key, 0) for prompt in chunk]))
-        on_progress("measuring", i + len(chunk), len(prompts))
-    return rollouts
+    """One image a prompt, at the first seed that the final evaluation uses; the processes share the work."""
+    seeds = [derive(seed, "evaluation", prompt.key, 0) for prompt in prompts]
+
+    def progress(done: int) -> None:
+        on_progress("measuring", done, len(prompts))
+
+    return shares.rollouts(processes, policy, prompts, seeds, progress)
 
 
 def write_moment(path: Path, samples: Sequence[Sample], count: int = 32) -> None:

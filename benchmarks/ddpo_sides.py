@@ -158,7 +158,7 @@ class Bare:
         policy = load_policy(str(folder), adapter=AdapterConfig(rank=SETUP.rank, alpha=SETUP.rank))
         self.denoiser = policy.family.denoiser
         self.shape = policy.family.latent_shape
-        self.text_shape = policy.family.encode_text(PROMPTS[:1]).shape[1:]
+        self.text_shape = policy.family.encode_text(PROMPTS[:1]).tokens.shape[1:]
         self.square = torch.randn(MATMUL_SIZE, MATMUL_SIZE)
 
     def prepared(self, batch: int) -> Callable[[], Tensor]:

@@ -2,11 +2,11 @@
 
 The three objectives differ in which steps the reward's gradient goes back through. The sampler has ``S`` steps:
 
-- ``draft``: the last K of them, always (DRaFT-K; Clark et al. 2024, section 4.1). K = S is the whole walk (DRaFT).
-- ``align-prop``: the last K, where every update draws its own K, uniform from 1 to the most (AlignProp's randomised
-  truncation; Prabhudesai et al. 2023, section 4).
+- ``draft``: the last K of them, always (DRaFT-K; Clark et al. 2023, arXiv 2309.17400). K = S is the whole walk.
+- ``align-prop``: the last K, where every update draws its own K, uniform from 1 to the most (the randomised truncation
+  of AlignProp; Prabhudesai et al. 2023, arXiv 2310.03739).
 - ``refl``: one step, drawn for each update among the last ones, by default the last quarter. What it believes the
-  image to be is judged (ReFL; Xu et al. 2023, "ImageReward", algorithm 1, which draws from the last 10 of 40).
+  image to be is judged (ReFL; Xu et al. 2023, "ImageReward", arXiv 2304.05977, which draws from the last 10 of 40).
 
 What comes before is the record of the rollout. Where an epoch has several updates, or is gone through several times,
 the record is that many updates old.

@@ -13,9 +13,10 @@ import torch
 from torch import Tensor
 
 from diffalign.denoising import denoising_error
-from diffalign.lessons import Inputs, Rows, Whole
+from diffalign.lessons import LATEST, Inputs, Rows, Whole, uniform
 from diffalign.objectives import forward_process
 from diffalign.objectives.policy_gradient import Metrics
+from diffalign.seeds import derive
 from diffalign.shadow import Shadow
 from diffalign.steps import FEW
 from diffalign.types import DenoisingPolicy, Draw, Sample
@@ -37,8 +38,18 @@ class Forward(Whole):
         return len(self.samples)
 
     def rows(self, items: Tensor, inner: int) -> Rows:
-        """See Lesson. A sample with advantage 0 is left out, unless it is held to the reference."""
-        rows = super().rows(items, inner)
+        """See Lesson. A sample with advantage 0 is left out, unless it is held to the reference.
+
+        The samples of a prompt share their draws: what the draw does to all of them alike then cancels, as good and bad
+        are weighed against each other. The draws of a prompt are spread evenly over the times.
+        """
+        draws = self.objective.draws or 1
+        keys = [self.samples[i].prompt.key for i in items.tolist()]
+        names = [(key, k) for k in range(draws) for key in keys]
+        within = [uniform(derive(self.seed, "time", self.epoch, inner, *name)) for name in names]
+        time = torch.tensor([(k + part) / draws for (_, k), part in zip(names, within, strict=True)])
+        seeds = tuple(derive(self.seed, "noise", self.epoch, inner, *name) for name in names)
+        rows = Rows(items.repeat(draws), len(names), time=time.clamp(max=LATEST), seeds=seeds)
         return rows if self.objective.kl_coefficient else rows.take(self.advantages[rows.items].nonzero()[:, 0])
 
     def inputs(self, rows: Rows) -> Inputs:

@@ -36,6 +36,9 @@ PAIRWISE: Mapping[str, Callable[..., tuple[Tensor, Metrics]]] = {
     "hinge": preference.hinge,
 }
 
+LATEST = 1 - 2**-24
+"""The largest float32 below 1: rounding must not take a time to 1."""
+
 
 @dataclass
 class Whole:
@@ -60,10 +63,10 @@ class Whole:
         repeated = items.repeat(draws)
         count = len(repeated)
         names = [(item, k) for k in range(draws) for item in items.tolist()]
-        within = torch.tensor([_uniform(derive(self.seed, "time", self.epoch, inner, *name)) for name in names])
+        within = torch.tensor([uniform(derive(self.seed, "time", self.epoch, inner, *name)) for name in names])
         seeds = tuple(derive(self.seed, "noise", self.epoch, inner, *name) for name in names)
         places = torch.tensor(permutation(count, derive(self.seed, "strata", self.epoch, inner, *items[:1].tolist())))
-        time = ((places + within) / count).clamp(max=1 - 2**-24)  # rounding must not reach 1
+        time = ((places + within) / count).clamp(max=LATEST)
         return Rows(repeated, count, time=time, seeds=seeds)
 
     def _ask(self, samples: Sequence[Sample], draw: Draw) -> Tensor:
@@ -274,6 +277,6 @@ def _pairwise(objective: ObjectiveConfig) -> Callable[..., tuple[Tensor, Metrics
     return partial(PAIRWISE[objective.name], **own)
 
 
-def _uniform(seed: int) -> float:
+def uniform(seed: int) -> float:
     """A number in [0, 1) that the seed stands for."""
     return (seed >> 10) / 2.0**53

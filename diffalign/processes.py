@@ -118,6 +118,12 @@ class Processes:
                 _agreed(error)
             raise
 
+    def leave(self) -> None:
+        """After the last exchange: waits for all others, and parts from them."""
+        self.exchange("end")
+        if self.count > 1:
+            PartialState().destroy_process_group()
+
     def wait_for_first(self) -> None:
         """Waits until the first process has ended: a launcher ends all of them as soon as one has."""
         if not self.first:
@@ -227,6 +233,6 @@ def own_device(name: str, given: torch.device) -> torch.device:
     if name not in ("auto", given.type):
         raise ConfigError(
             f"device is {name!r}, but the processes of this run were started on {given.type}: set device to auto or"
-            f" {given.type}, or start them with 'accelerate launch --cpu' for cpu"
+            f" {given.type}, or start them with ACCELERATE_USE_CPU=true for cpu"
         )
     return given

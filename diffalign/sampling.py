@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from diffalign.section import Section
 from diffalign.types import Modality
 
 FlowNoise = Literal["sde", "cps", "dance"]
 """How noise enters the steps of a flow model."""
+OPTIONAL = ("noise", "window", "size")
+"""Fields of a sampler that stand in a file only where they say something."""
 
 
 class WindowConfig(Section):
@@ -44,6 +46,12 @@ class SamplerConfig(Section):
     """Side of the images in pixels, which are square then; null is the size that the checkpoint is made for."""
     batch_size: int = Field(32, ge=1)
     """Images sampled at once; memory only, results do not depend on it beyond float rounding."""
+
+    @model_serializer(mode="wrap")
+    def _without_what_is_not_there(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """A specification's hash, and the seeds that derive from it, are those from before these fields were."""
+        fields: dict[str, Any] = handler(self)
+        return {name: value for name, value in fields.items() if value is not None or name not in OPTIONAL}
 
     @model_validator(mode="after")
     def _window_fits(self) -> SamplerConfig:

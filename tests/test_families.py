@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
-from diffusers import DiffusionPipeline, StableDiffusionXLPipeline
+from diffusers import (
+    DDIMScheduler,
+    DiffusionPipeline,
+    FlowMatchEulerDiscreteScheduler,
+    StableDiffusionXLPipeline,
+)
 from torch import Tensor
 
 from diffalign.config import AdapterConfig, SamplerConfig
@@ -20,6 +26,7 @@ from pipelines import diffusion
 from pipelines.diffusion import DiffusionPolicy
 from pipelines.families import FAMILIES, Conditioning, joined
 from pipelines.loading import load_adapter, load_family, load_policy
+from pipelines.schedules import Ddim, Flow, Schedule
 from pipelines.table_encoder import FOLDER, TableEncoder
 from tests import tiny_pipelines
 from tests.tiny_pipelines import SIZE
@@ -86,6 +93,13 @@ def test_a_size_that_does_not_divide_is_refused(build: Build, name: str, size: i
     """A latent is 2 pixels wide here, and a token of a transformer 2 latents."""
     with pytest.raises(ConfigError, match=rf"sampler\.size {size} is no multiple of the . pixels.* that is: {near}"):
         build(name, SamplerConfig(size=size))
+
+
+def test_a_size_beyond_the_places_that_a_model_knows_is_refused(build: Build) -> None:
+    """16 tokens along a side, of 2 latents of 2 pixels each, are 64 pixels."""
+    build("sd3", SamplerConfig(steps=1, size=64)).rollout([BALL], [1])
+    with pytest.raises(ConfigError, match=r"sampler\.size 68 is more than the 64 pixels"):
+        build("sd3", SamplerConfig(size=68))
 
 
 def test_a_window_on_a_step_that_never_has_noise_is_refused(build: Build) -> None:
@@ -197,6 +211,63 @@ def test_the_shift_grows_with_the_image(build: Build, size: int, tokens: int) ->
     expected = [math.exp(mu) / (math.exp(mu) + 1 / s - 1) for s in plain]
     schedule = build("flux", SamplerConfig(steps=4, size=size)).schedule
     assert (schedule.timesteps / 1000).tolist() == pytest.approx(expected, rel=1e-5)
+
+
+def test_a_text_that_a_language_model_does_not_read_to_its_end_is_warned_of(
+    build: Build, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A token a byte: 600 of the text, and 19 of the chat (3 markers, "user", "assistant" and 3 ends of a line)."""
+    policy = build("z-image")
+    with caplog.at_level(logging.WARNING):
+        for seed in (1, 2):
+            policy.rollout([Prompt("x" * 600)], [seed])
+    (message,) = [record.message for record in caplog.records if "tokens" in record.message]
+    assert "is 619 tokens long and the text encoder takes 512: its last 107 tokens are cut" in message
+
+
+# -- what a schedule says of clean latents ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction", "sample", "flow"])
+def test_the_error_of_clean_latents_follows_from_the_residual(prediction: str) -> None:
+    """A denoiser that is wrong by r is asked what clean latents it believes in: their error, found by another way.
+
+    The noisy latents are known, and so are the formulas of each prediction: x0 = (x - sqrt(1 - a) e) / sqrt(a),
+    x0 = sqrt(a) x - sqrt(1 - a) v, x0 itself, and x0 = x - s v.
+    """
+    clean, noise, wrong = torch.randn(3, 2, 4, 4, 4, generator=torch.Generator().manual_seed(0))
+    device, time = torch.device("cpu"), torch.tensor([0.2, 0.6])
+    schedule: Schedule
+    if prediction == "flow":
+        flow = FlowMatchEulerDiscreteScheduler()
+        flow.set_timesteps(4)
+        schedule = Flow(flow, SamplerConfig(steps=4), device)
+    else:
+        ddim = DDIMScheduler(prediction_type=prediction, clip_sample=False)
+        schedule = Ddim(ddim, prediction, SamplerConfig(steps=4), device)  # type: ignore[arg-type]
+    noisy, _, level = schedule.noised(clean, noise, time)
+    a = level[:, None, None, None]
+    right = {
+        "epsilon": noise, "sample": clean, "flow": noise - clean,
+        "v_prediction": a.sqrt() * noise - (1 - a).sqrt() * clean,
+    }[prediction]  # fmt: skip
+    output = right + wrong
+    believed = {
+        "epsilon": (noisy - (1 - a).sqrt() * output) / a.sqrt(), "sample": output, "flow": noisy - a * output,
+        "v_prediction": a.sqrt() * noisy - (1 - a).sqrt() * output,
+    }[prediction]  # fmt: skip
+    residual = schedule.residual(output, clean, noise, level)
+    torch.testing.assert_close(residual, wrong, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(schedule.clean_error(residual, level), believed - clean, rtol=1e-3, atol=1e-4)
+
+
+def test_a_sampler_says_in_a_file_what_it_was_given() -> None:
+    """The hash of a dataset's specification, from which its seeds derive, is of these words: none may come unasked."""
+    assert SamplerConfig(eta=1.0).model_dump() == {"steps": 10, "eta": 1.0, "guidance_scale": 1.0, "batch_size": 32}
+    given = {"steps": 6, "noise": "cps", "eta": 0.5, "window": {"start": 1, "steps": 2}, "size": 64}
+    found = SamplerConfig.model_validate(given)
+    assert given.items() <= found.model_dump().items()
+    assert SamplerConfig.model_validate(found.model_dump()) == found
 
 
 # -- texts are encoded once ---------------------------------------------------------------------------------------

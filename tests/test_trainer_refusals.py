@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from accelerate.state import AcceleratorState
+from accelerate.utils import DistributedType
 from torch import Tensor
 
 from diffalign import checks
@@ -202,7 +203,8 @@ def test_rounding_beyond_the_clip_range_is_warned_of(
 @pytest.mark.parametrize(
     ("setting", "message"),
     [
-        ({"num_processes": 2}, "training runs in one process, and 2 were started"),
+        ({"distributed_type": DistributedType.FSDP}, "whole in every process here, and FSDP"),
+        ({"distributed_type": DistributedType.DEEPSPEED}, "whole in every process here, and DEEPSPEED"),
         ({"mixed_precision": "bf16"}, "Accelerate's mixed precision is bf16"),
         ({"gradient_accumulation_steps": 4}, "Accelerate's gradient accumulation is 4"),
     ],
@@ -210,7 +212,11 @@ def test_rounding_beyond_the_clip_range_is_warned_of(
 def test_what_accelerate_would_do_beside_the_loop_is_refused(
     setting: dict[str, object], message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    plain: dict[str, object] = {"num_processes": 1, "mixed_precision": "no", "gradient_accumulation_steps": 1}
+    plain: dict[str, object] = {
+        "distributed_type": DistributedType.NO,
+        "mixed_precision": "no",
+        "gradient_accumulation_steps": 1,
+    }
     monkeypatch.setattr(checks, "Accelerator", lambda **_: SimpleNamespace(**(plain | setting)))
     with pytest.raises(ConfigError, match=message):
         walk()

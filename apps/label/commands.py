@@ -63,9 +63,10 @@ def init(
     """Make a study of pairs.
 
     A SOURCE is a RUN (beside its base model), a MODEL (embedded:NAME, a folder or a hub id; alone: two seeds of each
-    prompt), a FOLDER with a subfolder of images per arm (files of one name are of one prompt), or a FILE of pairs: any
-    form in docs/preferences.md, or rows of prompt, image_0, image_1 or prompt, text_0, text_1. Several models are
-    compared with each other, on the same prompts and seeds.
+    prompt), a DATASET of `diffalign generate` (two cases of one prompt), a FOLDER with a subfolder of images per arm
+    (files of one name are of one prompt), or a FILE of pairs: any form in docs/preferences.md, or rows of prompt,
+    image_0, image_1 or prompt, text_0, text_1. Several models are compared with each other, on the same prompts and
+    seeds.
     """
     from apps.label import material
 

@@ -11,7 +11,7 @@ from typing import Literal
 
 import click
 
-from apps.label import image_folders, pair_files, pictures
+from apps.label import dataset_cases, image_folders, pair_files, pictures
 from apps.progress import Status
 from apps.reported import printable
 from diffalign.errors import ConfigError, InputError, NotFoundError, RefusedError
@@ -20,7 +20,7 @@ from diffalign.seeds import derive
 from diffalign.study import Protocol, Study, StudyPair
 from diffalign.types import Sample
 
-Kind = Literal["model", "arms", "pairs"]
+Kind = Literal["model", "dataset", "arms", "pairs"]
 EMBEDDED = "embedded:"
 OF_MODELS = ("config.yaml", "model_index.json", "config.json")
 """What a run, an image model and a language model have in their folders."""
@@ -119,7 +119,7 @@ def gather(request: Request, counts: Counts, status: Status) -> Iterator[StudyPa
     if request.gold is not None:
         yield from counts.counted(map(_seedless, pair_files.pairs(request.gold, gold=True)))
     for source, numbers in zip(ready, chosen, strict=True):
-        yield from counts.counted(_shown(map(_seedless, source.some(numbers)), status, counts))
+        yield from counts.counted(_shown(source.some(numbers), status, counts))
     yield from counts.counted(sampled)
     if not counts.ordinary:
         reason = f": both samples of all {counts.equal} are equal" if counts.equal else ""
@@ -127,12 +127,14 @@ def gather(request: Request, counts: Counts, status: Status) -> Iterator[StudyPa
 
 
 def kind_of(source: str) -> Kind:
-    """What a source is: a model or run, a folder of arms, or pairs in a file or folder."""
+    """What a source is: a model or run, a dataset, a folder of arms, or pairs in a file or folder."""
     path = Path(source).expanduser()
     if source.startswith(EMBEDDED) or any((path / name).is_file() for name in OF_MODELS):
         return "model"
     if path.is_file():
         return "pairs"
+    if dataset_cases.is_dataset(path):
+        return "dataset"
     if path.is_dir():
         return _kind_of_folder(path)
     if path.suffix or source.startswith((".", "/", "~")) or source.count("/") != 1:
@@ -177,6 +179,9 @@ class Ready:
 
 
 def _ready(path: Path, kind: Kind, counts: Counts) -> Ready:
+    if kind == "dataset":
+        cases = dataset_cases.Cases(path)
+        return Ready(lambda: cases.size, cases.pairs)  # their seeds are known
     if kind == "arms":
         found = image_folders.Arms(path)
         plan = found.plan()
@@ -184,12 +189,14 @@ def _ready(path: Path, kind: Kind, counts: Counts) -> Ready:
             counts.notes.append(f"{found.lone} file names of {path.name} are in one arm only, and left out")
         return Ready(
             lambda: len(plan),
-            lambda numbers: found.pairs([row for i, row in enumerate(plan) if numbers is None or i in numbers]),
+            lambda numbers: map(
+                _seedless, found.pairs([row for i, row in enumerate(plan) if numbers is None or i in numbers])
+            ),
         )
     return Ready(
         lambda: sum(1 for _ in pair_files.pairs(path)),
         lambda numbers: (
-            pair for i, pair in enumerate(pair_files.pairs(path)) if numbers is None or i in numbers
+            _seedless(pair) for i, pair in enumerate(pair_files.pairs(path)) if numbers is None or i in numbers
         ),
     )  # fmt: skip
 

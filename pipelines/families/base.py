@@ -7,6 +7,7 @@ legend: ``B`` prompts or rows, ``L`` text tokens, ``D`` text width, ``P`` width 
 
 from __future__ import annotations
 
+import logging
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -21,6 +22,8 @@ from diffalign.config import SamplerConfig
 from diffalign.denoising import Prediction
 from diffalign.errors import ConfigError
 from pipelines.schedules import Schedule
+
+log = logging.getLogger(__name__)
 
 ATTENTION = ["to_q", "to_k", "to_v", "to_out.0"]
 """Names of attention layers in all families of diffusers."""
@@ -82,6 +85,7 @@ class Family(ABC):
         self.pipeline = pipeline
         self.denoiser: nn.Module = getattr(pipeline, self.part)
         self.latent_shape = (channels, height, width)
+        self._warned: set[str] = set()
 
     @abstractmethod
     def encode_text(self, texts: Sequence[str]) -> Conditioning:
@@ -148,6 +152,15 @@ class Family(ABC):
 
     def freeze_in(self, precision: torch.dtype) -> None:  # noqa: B027 - most families leave their weights as they are
         """Keeps weights that are not trained in that precision, where the family is too large for more."""
+
+    def warn_if_cut(self, text: str, count: int, limit: int) -> None:
+        """Warns, once for each text, where it has more tokens than its encoder takes."""
+        if count > limit and text not in self._warned:
+            self._warned.add(text)
+            log.warning(
+                "prompt %r is %d tokens long and the text encoder takes %d: its last %d tokens are cut",
+                text[:60] + ("…" if len(text) > 60 else ""), count, limit, count - limit,
+            )  # fmt: skip
 
     def modules(self) -> list[nn.Module]:
         """The networks of the pipeline: text encoders, denoiser, autoencoder."""

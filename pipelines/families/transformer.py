@@ -84,6 +84,14 @@ class StableDiffusion3(FlowFamily):
         config = pipeline.transformer.config
         super().__init__(pipeline, config.in_channels, config.sample_size, config.sample_size)
 
+    def resize(self, side: int) -> None:
+        """See Family. The checkpoint knows the places of so many tokens along a side."""
+        super().resize(side)
+        known = self.pipeline.transformer.config.pos_embed_max_size
+        if self.latent_shape[1] // self.patch > known:
+            most = known * self.patch * self.pipeline.vae_scale_factor
+            raise ConfigError(f"sampler.size {side} is more than the {most} pixels that the model knows the places of")
+
     @torch.no_grad()
     def encode_text(self, texts: Sequence[str]) -> Conditioning:
         """See Family. Without T5 its tokens are zeros, as in diffusers."""
@@ -158,7 +166,14 @@ class ZImage(FlowFamily):
 
     @torch.no_grad()
     def encode_text(self, texts: Sequence[str]) -> Conditioning:
-        """See Family."""
+        """See Family. As in diffusers, a text is a message of a chat, of which 512 tokens are read."""
+        tokenizer = self.pipeline.tokenizer
+        for text in texts:
+            chat = [{"role": "user", "content": text}]
+            whole = tokenizer.apply_chat_template(
+                chat, tokenize=False, add_generation_prompt=True, enable_thinking=True
+            )
+            self.warn_if_cut(text, len(tokenizer(whole, verbose=False).input_ids), 512)
         found, _ = self.pipeline.encode_prompt(
             list(texts), device=self.pipeline.text_encoder.device, do_classifier_free_guidance=False
         )

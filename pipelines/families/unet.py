@@ -5,7 +5,6 @@ Shape legend: see ``base``.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 from typing import ClassVar, cast
 
@@ -18,8 +17,6 @@ from diffalign.denoising import Prediction
 from diffalign.errors import ConfigError
 from pipelines.families.base import ATTENTION, Conditioning, Family, Layers
 from pipelines.schedules import Ddim
-
-log = logging.getLogger(__name__)
 
 EVERYTHING = [*ATTENTION, "proj_in", "proj_out", "ff.net.0.proj", "ff.net.2", "conv1", "conv2", "conv_shortcut"]
 
@@ -36,7 +33,6 @@ class StableDiffusion(Family):
         super().__init__(pipeline, pipeline.unet.config.in_channels, height, width)
         self.scheduler = _ddim(pipeline)
         self.prediction: Prediction = self.scheduler.config.prediction_type
-        self._warned: set[str] = set()
 
     @torch.no_grad()
     def encode_text(self, texts: Sequence[str]) -> Conditioning:
@@ -44,13 +40,7 @@ class StableDiffusion(Family):
         tokenizer, encoder = self.pipeline.tokenizer, self.pipeline.text_encoder
         limit = tokenizer.model_max_length
         for text in texts:
-            count = len(tokenizer(text, truncation=False, verbose=False).input_ids)
-            if count > limit and text not in self._warned:
-                self._warned.add(text)
-                log.warning(
-                    "prompt %r is %d tokens long and the text encoder takes %d: its last %d tokens are cut",
-                    text[:60] + ("…" if len(text) > 60 else ""), count, limit, count - limit,
-                )  # fmt: skip
+            self.warn_if_cut(text, len(tokenizer(text, truncation=False, verbose=False).input_ids), limit)
         tokens = tokenizer(
             list(texts), padding="max_length", truncation=True, max_length=limit, return_tensors="pt"
         ).input_ids
