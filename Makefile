@@ -164,7 +164,7 @@ embedded-findings-lm: $(INSTALLED)
 lock: ## Write constraints.txt anew from the newest versions
 	rm -rf build/lock
 	"$(PYTHON)" -m venv build/lock
-	build/lock/bin/python -m pip install --disable-pip-version-check -e '.[dev,embedded]'
+	build/lock/bin/python -m pip install --disable-pip-version-check -e '.[dev,embedded,memory]'
 	build/lock/bin/python -m pip check
 	{ echo "# Versions that are tested together, written by \`make lock\`. Used as: pip install -c constraints.txt -e ."; \
 		build/lock/bin/python -m pip list --disable-pip-version-check --format=freeze --exclude-editable --exclude pip \

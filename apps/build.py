@@ -14,7 +14,7 @@ from torch import Tensor
 
 from apps import sources, warm_up_stage
 from apps.catalogue import find, recipes
-from diffalign import processes
+from diffalign import optimisers, processes
 from diffalign.config import FITTED, RunConfig, fields_of, is_fitted, parse
 from diffalign.errors import ConfigError, NotFoundError
 from diffalign.methods import BACKPROP
@@ -208,6 +208,9 @@ def standards(spec: str) -> frozenset[str]:
 
 def check(config: RunConfig) -> None:
     """Refuses what is wrong in a configuration, as far as that can be known, before any work is done."""
+    optimisers.check(config.trainer)
+    if config.warm_up is not None:
+        optimisers.check(config.warm_up.trainer)
     wanted = config.experience
     for field, rater in (("experience.rater", wanted.rater), ("fit.rater", config.fit.rater if config.fit else None)):
         if rater is not None:

@@ -10,6 +10,7 @@ import psutil
 import torch
 
 from apps import build
+from diffalign import optimisers
 from diffalign import prompts as prompt_sources
 from diffalign.backprop import most_steps
 from diffalign.config import RunConfig, dump
@@ -19,6 +20,11 @@ from pipelines.diffusion import DiffusionPolicy
 from pipelines.language import LanguagePolicy
 
 FLOAT32 = 4
+NOT_COUNTED = (
+    "the rewards, decoding of images, what a layer needs while it computes, start-up checks, and what libraries keep"
+    " for themselves"
+)
+CHECKPOINTED = "; nor what gradient checkpointing makes again in the backward pass, one block at a time"
 
 
 def run(recipe: str, overrides: Sequence[str]) -> None:
@@ -42,9 +48,10 @@ def run(recipe: str, overrides: Sequence[str]) -> None:
         "updates per epoch": updates(config),
         f"{config.modality}s to generate": f"{sampled} in training, {measured} measured on the way, {evaluated} to"
         " evaluate",
-        **WORK[config.modality](config, len(held_out)),
+        **WORK[config.modality](policy, config, len(held_out)),
         "memory estimate": f"{memory(policy, config) / 2**20:.0f} MiB, of {_available(policy.device) / 2**20:.0f}",
-        "not counted": "the rewards, decoding of images, start-up checks, and what libraries keep for themselves",
+        "made up of": ", ".join(f"{part} {size / 2**20:.1f}" for part, size in parts(policy, config).items()),
+        "not counted": NOT_COUNTED + (CHECKPOINTED if config.trainer.gradient_checkpointing else ""),
     }.items():
         click.echo(f"{label + ':':<20} {value}")
     click.echo("\n" + dump(config), nl=False)
@@ -91,24 +98,31 @@ def generated(config: RunConfig, held_out: int) -> tuple[int, int, int]:
     return sampled, moments * held_out, 2 * held_out * config.evaluation.seeds_per_prompt
 
 
-def calls(config: RunConfig, held_out: int) -> int:
+def passes(config: RunConfig, *, embedded: bool = False) -> int:
+    """Forward passes of a step: a second, unconditional one under guidance, but where the denoiser takes the guidance
+    scale as an input (``embedded``).
+    """
+    return 1 if embedded or config.sampler.guidance_scale == 1 else 2
+
+
+def calls(config: RunConfig, held_out: int, *, embedded: bool = False) -> int:
     """Forward passes of one image through the denoiser: sampling, training, and the reference's answers."""
     sampled, measured, evaluated = generated(config, held_out)
     # The distance replays two batches of the evaluation, by the model and by its reference.
     compared = 2 * min(evaluated // 2, 2 * config.sampler.batch_size)
-    branches = 1 if config.sampler.guidance_scale == 1 else 2
-    steps = (sampled + measured + evaluated + compared) * config.sampler.steps * branches
-    return int(steps + learning_calls(config) * config.trainer.epochs * config.trainer.inner_epochs)
+    steps = (sampled + measured + evaluated + compared) * config.sampler.steps * passes(config, embedded=embedded)
+    learning = learning_calls(config, embedded=embedded)
+    return int(steps + learning * config.trainer.epochs * config.trainer.inner_epochs)
 
 
-def learning_calls(config: RunConfig) -> float:
+def learning_calls(config: RunConfig, *, embedded: bool = False) -> float:
     """Forward passes of one pass over an epoch's experience, backward passes aside."""
     objective, settings = config.objective, config.trainer
     if objective.name in POLICY_GRADIENT:
-        branches = (1 if config.sampler.guidance_scale == 1 else 2) * (2 if objective.kl_coefficient else 1)
+        branches = passes(config, embedded=embedded) * (2 if objective.kl_coefficient else 1)
         return settings.samples_per_epoch * config.sampler.steps * settings.timestep_fraction * branches
     if objective.name in BACKPROP:
-        branches = 1 if config.sampler.guidance_scale == 1 else 2
+        branches = passes(config, embedded=embedded)
         each = 1 + settings.gradient_checkpointing + bool(objective.kl_coefficient)
         return settings.samples_per_epoch * _differentiated(config) * branches * each
     asked = items(config) * (objective.draws or 1)
@@ -131,11 +145,13 @@ def _differentiated(config: RunConfig) -> float:
     return {"draft": most, "align-prop": (1 + most) / 2, "refl": 1}[config.objective.name]
 
 
-def _denoising(config: RunConfig, held_out: int) -> dict[str, str]:
-    return {"denoiser calls": f"{calls(config, held_out):,} (image x step x guidance branch, forward)"}
+def _denoising(policy: DiffusionPolicy | LanguagePolicy, config: RunConfig, held_out: int) -> dict[str, str]:
+    assert isinstance(policy, DiffusionPolicy)
+    made = calls(config, held_out, embedded=policy.family.guidance_embedded)
+    return {"denoiser calls": f"{made:,} (image x step x guidance branch, forward)"}
 
 
-def _writing(config: RunConfig, held_out: int) -> dict[str, str]:
+def _writing(policy: DiffusionPolicy | LanguagePolicy, config: RunConfig, held_out: int) -> dict[str, str]:
     most = sum(generated(config, held_out)) * config.generation.max_new_tokens
     return {"tokens to generate": f"at most {most:,}"}
 
@@ -150,63 +166,95 @@ def _size(policy: DiffusionPolicy | LanguagePolicy) -> int:
 
 
 def memory(policy: DiffusionPolicy | LanguagePolicy, config: RunConfig) -> int:
-    """Bytes for weights, gradients, Adam's moments, an epoch's latents or tokens, and the activations of a micro-batch.
+    """Bytes that training needs at least; see ``parts``."""
+    return sum(parts(policy, config).values())
 
-    The activations are measured on one row. Old and averaged weights are copies. A fully trained model is there twice:
-    its frozen copy is the reference.
+
+def parts(policy: DiffusionPolicy | LanguagePolicy, config: RunConfig) -> dict[str, int]:
+    """Bytes by what they are for, each counted but the last, which is measured.
+
+    Weights in the precision that they are kept in; a fully trained model is there twice, for its frozen copy is the
+    reference. Of what is trained, gradients, Adam's moments, and copies where old or averaged weights are kept. An
+    epoch's latents or tokens. The activations that the backward pass of a micro-batch keeps.
     """
-    copies = 3 + (config.objective.name in OF_OLD_WEIGHTS) + (config.trainer.ema_decay is not None)
-    trained = sum(copies * p.numel() * FLOAT32 for p in policy.trainable().values())
+    copies = 1 + (config.objective.name in OF_OLD_WEIGHTS) + (config.trainer.ema_decay is not None)
+    trained = list(policy.trainable().values())
     blank: dict[str, torch.Tensor]
+    found: dict[str, int] = {}
     if isinstance(policy, DiffusionPolicy):
-        modules, model = policy.family.modules(), policy.family.denoiser
+        model = policy.family.denoiser
+        modules = [part for part in policy.family.modules() if not any(part is one for one in policy.encoders.networks)]
+        found["text encoders"] = policy.encoders.nbytes
         latent, most = math.prod(policy.family.latent_shape) * FLOAT32, 1
         steps = config.sampler.steps + 1 if config.objective.name in NEEDS_STEPS else 1
         blank = {"latents": torch.randn(1, 2, *policy.family.latent_shape)}
     else:
-        modules, model, latent, most = [policy.model], policy.model, 3 * FLOAT32, config.generation.max_new_tokens
+        model, modules, latent, most = policy.model, [policy.model], 3 * FLOAT32, config.generation.max_new_tokens
         steps = most
         blank = {"tokens": torch.zeros((1, most), dtype=torch.int64)}
     if config.adapter is None:
-        modules.append(model)
-    weights: int = sum(p.numel() * p.element_size() for module in modules for p in module.parameters())
-    stored = config.trainer.samples_per_epoch * steps * latent
-    kept = _activations(policy, blank, most)
-    if isinstance(policy, DiffusionPolicy) and config.objective.name in BACKPROP:
-        kept = _through(policy, kept, config)
-    return weights + trained + stored + kept * config.trainer.micro_batch_size
+        modules = [*modules, model]
+    found |= {
+        "weights": _weights(modules),
+        "gradients and copies": copies * FLOAT32 * sum(p.numel() for p in trained),
+        "optimiser": optimisers.nbytes(config.trainer, trained),
+        "an epoch": config.trainer.samples_per_epoch * steps * latent,
+        "activations": _activations(policy, config, blank, most),
+    }
+    if isinstance(policy, DiffusionPolicy) and not policy.encoders.stay:
+        # They come for a new prompt and have left when the backward pass begins: never both at once.
+        found["activations, or text encoders"] = max(found.pop("activations"), found.pop("text encoders"))
+    return found
 
 
-def _activations(policy: DiffusionPolicy | LanguagePolicy, state: dict[str, torch.Tensor], steps: int) -> int:
-    """Bytes that the backward pass of one row keeps."""
-    blank = torch.ones(1, steps)
-    rollout = Rollout((Sample(Prompt("x")),), blank, blank.bool(), state)
-    return _saved(lambda: policy.step_log_probs(rollout, torch.arange(steps)[None]))
+def _weights(modules: Sequence[torch.nn.Module]) -> int:
+    return sum(p.numel() * p.element_size() for module in modules for p in module.parameters())
 
 
-def _through(policy: DiffusionPolicy, step: int, config: RunConfig) -> int:
-    """The same of the steps that a reward's gradient goes through, each of ``step`` bytes, and of the decoder."""
+def _activations(
+    policy: DiffusionPolicy | LanguagePolicy, config: RunConfig, state: dict[str, torch.Tensor], steps: int
+) -> int:
+    """Bytes that the backward pass of a micro-batch keeps.
+
+    Measured on one row and on two: what both keep, such as weights cast to another precision, is there once.
+    """
+
+    def kept(rows: int) -> int:
+        blank = torch.ones(rows, steps)
+        several = {name: tensor.repeat(rows, *[1] * (tensor.ndim - 1)) for name, tensor in state.items()}
+        rollout = Rollout((Sample(Prompt("x")),) * rows, blank, blank.bool(), several)
+        return _saved(policy, lambda: policy.step_log_probs(rollout, torch.arange(steps).repeat(rows, 1)))
+
+    rows = config.trainer.micro_batch_size
+    one = kept(1)
+    each = kept(2) - one if rows > 1 else 0
+    step = one + (rows - 1) * each
+    if not isinstance(policy, DiffusionPolicy) or config.objective.name not in BACKPROP:
+        return step
     latents = torch.zeros(1, *policy.family.latent_shape, device=policy.device, requires_grad=True)
-    decoded = _saved(lambda: policy.family.decode(latents))
+    decoded = rows * _saved(policy, lambda: policy.family.decode(latents))
     if config.trainer.gradient_checkpointing:
         return max(step, decoded)
     through = 1 if config.objective.name == "refl" else most_steps(config.objective, config.sampler.steps)
     return step * through + decoded
 
 
-def _saved(forward: Callable[[], object]) -> int:
-    """Bytes that a forward pass keeps for its backward pass, parameters aside."""
-    saved = 0
+def _saved(policy: DiffusionPolicy | LanguagePolicy, forward: Callable[[], object]) -> int:
+    """Bytes that a forward pass keeps for its backward pass, weights aside; memory that is kept twice is there once."""
+    models = policy.family.modules() if isinstance(policy, DiffusionPolicy) else [policy.model]
+    known = {tensor.untyped_storage().data_ptr() for model in models for tensor in model.state_dict().values()}
+    saved: dict[int, int] = {}
 
     def pack(tensor: torch.Tensor) -> torch.Tensor:
-        nonlocal saved
-        if not isinstance(tensor, torch.nn.Parameter):
-            saved += tensor.numel() * tensor.element_size()
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in known:
+            saved[storage.data_ptr()] = storage.nbytes()
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        forward()
-    return saved
+        made = forward()  # held until all is counted: else its memory would be given to others
+    del made
+    return sum(saved.values())
 
 
 def _available(device: torch.device) -> int:

@@ -72,7 +72,7 @@ NOISY = ("DDPO", "GRPO")
 METHODS: dict[str, dict[str, Any]] = {
     "DDPO": {
         "objective": {"name": "ppo-clip", "clip_range": 1e-3},
-        "credit": {"rule": "per-prompt", "buffer_size": 32, "min_count": 8},
+        "credit": {"rule": "group"},
         "trainer": trainer(24, 3e-3),
     },
     "GRPO": {
@@ -81,14 +81,14 @@ METHODS: dict[str, dict[str, Any]] = {
         "trainer": trainer(24, 3e-3),
     },
     "ELBO-PG": {
-        "objective": {"name": "elbo-ppo-clip"},
+        "objective": {"name": "elbo-ppo-clip", "draws": 2},
         "credit": {"rule": "group"},
-        "trainer": trainer(8, 5e-3),
+        "trainer": trainer(8, 4e-3),
     },
     "DiffusionNFT": {
-        "objective": {"name": "nft"},
+        "objective": {"name": "nft", "beta": 0.1, "draws": 2},
         "credit": {"rule": "group"},
-        "trainer": trainer(8, 5e-3),
+        "trainer": trainer(8, 3e-3),
     },
     "DRaFT": {
         "rewards": ["clip"],
@@ -119,8 +119,8 @@ def configuration(task: str, name: str, seed: int) -> RunConfig:
 
 
 def moments(epochs: int) -> list[int]:
-    """Epochs after which a run is measured: 2, 4, 6, 8, then every fourth, and the last."""
-    return sorted({at for at in (0, 2, 4, 6, *range(8, epochs, 4), epochs) if at <= epochs})
+    """Epochs after which a run is measured: 2, 4, 6, 8, then every eighth, and the last."""
+    return sorted({at for at in (0, 2, 4, 6, *range(8, epochs, 8), epochs) if at <= epochs})
 
 
 def measure(policy: DiffusionPolicy, held_out: Sequence[Prompt], task: str) -> dict[str, list[float]]:

@@ -17,6 +17,7 @@ from diffalign.config import ObjectiveConfig
 from diffalign.methods import CriticConfig
 from diffalign.objectives import policy_gradient
 from diffalign.objectives.policy_gradient import Metrics
+from diffalign.processes import Processes
 from diffalign.steps import Inputs, Rows, Steps, in_turn
 from diffalign.types import CriticPolicy, Rollout, Sample
 
@@ -70,6 +71,7 @@ def lesson(
     critic: CriticConfig,
     penalty: credit.AdaptiveKL,
     step_fraction: float = 1.0,
+    processes: Processes | None = None,
 ) -> tuple[ActorCritic, dict[str, float]]:
     """What PPO learns from scored samples, and metrics of it. ``scores`` float32 ``(N,)``, more is better.
 
@@ -77,7 +79,7 @@ def lesson(
     added to that of the last step (Ziegler et al. 2019, eq. 2). A failed judgement teaches nothing: its sample counts
     in no step.
     """
-    values, drift = _asked(policy, rollout, critic.kl_estimator)
+    values, drift = _asked(policy, rollout, critic.kl_estimator, Processes() if processes is None else processes)
     known = scores.isfinite().cpu()
     mask = rollout.mask.cpu() & known[:, None]
     rewards = -penalty.weight * drift * mask
@@ -100,10 +102,15 @@ def lesson(
 
 
 @torch.no_grad()
-def _asked(policy: CriticPolicy, rollout: Rollout, estimator: str) -> tuple[Tensor, Tensor]:
-    """What the critic expects, and how far each step has drifted, both float32 ``(N, S)`` on the CPU."""
+def _asked(policy: CriticPolicy, rollout: Rollout, estimator: str, processes: Processes) -> tuple[Tensor, Tensor]:
+    """What the critic expects, and how far each step has drifted, both float32 ``(N, S)`` on the CPU.
+
+    The processes share the work.
+    """
     values, drift = torch.zeros(rollout.mask.shape), torch.zeros(rollout.mask.shape)
-    for rows in torch.arange(len(rollout)).split(policy.batch_size):
+    batches = torch.arange(len(rollout)).split(min(policy.batch_size, -(-len(rollout) // processes.count)))
+    for number in processes.own(len(batches)).tolist():
+        rows = batches[number]
         batch = rollout.take(rows)
         for steps in in_turn(policy, batch):
             expected = policy.step_log_probs(batch, steps, values=True).values
@@ -114,7 +121,7 @@ def _asked(policy: CriticPolicy, rollout: Rollout, estimator: str) -> tuple[Tens
             values[places] = expected.float().cpu()
             own = batch.log_probs.cpu().gather(1, steps)
             drift[places] = policy_gradient.kl_estimate(own, reference.cpu(), estimator)
-    return values, drift
+    return processes.summed("values", values), processes.summed("drift", drift)
 
 
 def _cut(samples: Sequence[Sample]) -> Tensor:

@@ -35,8 +35,9 @@ from diffalign.types import DifferentiablePolicy, DifferentiableReward, Policy, 
 
 Form = Callable[[Tensor, Sequence[Prompt]], Tensor]
 """Scores ``(B,)`` with gradient of images ``(B, 3, H, W)`` in [0, 1] and their prompts."""
-TOLERANCE = 0.25
-"""How far a differentiable form may be from the scores, in standard deviations of the epoch's scores."""
+SPREADS, SHARE = 0.25, 0.01
+"""How far a differentiable form may be from the scores: in standard deviations of the epoch's scores, or as a share of
+the largest where these are all alike."""
 
 
 def form_of(reward: Reward) -> Form:
@@ -55,7 +56,8 @@ def form_of(reward: Reward) -> Form:
                 f"the differentiable form of {reward.name} returned scores of shape {tuple(scores.shape)} for"
                 f" {len(prompts)} images; it returns one score for each, ({len(prompts)},)"
             )
-        return scores.float() if reward.higher_is_better else -scores.float()
+        scores = scores.float().to(pictures.device)  # a reward may look at it on a device of its own
+        return scores if reward.higher_is_better else -scores
 
     return turned
 
@@ -79,11 +81,12 @@ def forms_agree(reward: Reward, rollout: Rollout, scores: Scores) -> None:
     said = scores.total[: len(few)].float().cpu() * (1 if reward.higher_is_better else -1)
     both = again.isfinite() & said.isfinite()
     gap = float((again - said)[both].abs().max()) if bool(both.any()) else 0.0
-    if gap > TOLERANCE * float(known.std(correction=0)):
+    spread = float(known.std(correction=0))
+    if gap > max(SPREADS * spread, SHARE * float(known.abs().max())):
         raise RefusedError(
             f"the differentiable form of reward {reward.name} is up to {gap:.3g} off its scores, whose standard"
-            f" deviation is {float(known.std(correction=0)):.3g}: training would follow another reward than is"
-            " reported; see 'diffalign reward check'"
+            f" deviation is {spread:.3g}: training would follow another reward than is reported; see 'diffalign reward"
+            " check'"
         )
 
 

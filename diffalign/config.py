@@ -128,6 +128,8 @@ class TrainerConfig(Section):
     """Passes over the samples of an epoch."""
     timestep_fraction: float = Field(1.0, gt=0, le=1)
     """Share of each sample's steps that is trained on, drawn anew per sample."""
+    optimiser: Literal["adamw", "adamw-8bit"] = "adamw"
+    """``adamw-8bit`` keeps Adam's moments in 8 bits, a quarter of the memory; it is in the extra ``memory``."""
     learning_rate: float = Field(3e-4, gt=0)
     schedule: Literal["constant", "linear"] = "constant"
     """Whether the learning rate stays, or falls linearly over ``epochs`` to reach 0 after the last."""

@@ -10,7 +10,7 @@ Shape legend: ``n`` rows. A row is one (sample, step), or one (sample or pair, d
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import ClassVar, cast
 
@@ -23,6 +23,7 @@ from diffalign.errors import ConfigError
 from diffalign.methods import BACKPROP, FORWARD_PROCESS, POLICY_GRADIENT
 from diffalign.objectives import preference, supervised
 from diffalign.objectives.policy_gradient import Metrics
+from diffalign.processes import Processes
 from diffalign.seeds import derive, permutation
 from diffalign.steps import FEW, Inputs, Lesson, Rows, Steps
 from diffalign.types import Capability, DenoisingPolicy, Draw, LikelihoodPolicy, Policy, Preference, Sample
@@ -146,6 +147,8 @@ class Verdicts(Whole):
     samples: Sequence[Sample]
     good: Tensor
     """bool ``(N,)``."""
+    processes: Processes = field(default_factory=Processes)
+    """They share the work of the baseline."""
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -160,11 +163,14 @@ class Verdicts(Whole):
         """How far the policy has drifted on these rows, each sample under the prompt of another if mismatched."""
         items = rows.items.tolist()
         samples = [self._mismatched(i) if self.objective.baseline == "mismatched" else self.samples[i] for i in items]
-        drift = []
-        for chunk in torch.arange(len(rows)).split(self.policy.batch_size):
+        known = torch.zeros(len(rows))
+        size = max(1, min(self.policy.batch_size, -(-len(rows) // self.processes.count)))
+        chunks = torch.arange(len(rows)).split(size)
+        for number in self.processes.own(len(chunks)).tolist():
+            chunk = chunks[number]
             few, draw = [samples[i] for i in chunk.tolist()], rows.take(chunk).draw()
-            drift.append(self._ask(few, draw) - self._ask_reference(few, draw))
-        known = torch.cat(drift)
+            known[chunk] = (self._ask(few, draw) - self._ask_reference(few, draw)).cpu()
+        known = self.processes.summed("baseline", known)
         return preference.kto_baseline(known, torch.zeros_like(known))
 
     def _mismatched(self, item: int) -> Sample:

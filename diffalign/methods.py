@@ -22,7 +22,7 @@ _STEPWISE: Mapping[str, object] = {
 }  # fmt: skip
 _DRAWS: Mapping[str, object] = {"draws": 1, "reduction": "mean"}
 _PAIRWISE: Mapping[str, object] = {"beta": 2500.0, "sft_weight": 0.0, "loser_safety": None, **_DRAWS}
-_FORWARD: Mapping[str, object] = {"kl_coefficient": 0.0, "draws": 4, "reduction": "mean"}
+_FORWARD: Mapping[str, object] = {"kl_coefficient": 0.0, "draws": 2, "reduction": "mean"}
 _BACKPROP: Mapping[str, object] = {"backprop_steps": None, "kl_coefficient": 0.0, "reduction": "mean"}
 FIELDS: Mapping[str, Mapping[str, object]] = {
     "ppo-clip": {"clip_range": 1e-4, "clip_range_high": None, **_STEPWISE},
@@ -36,7 +36,7 @@ FIELDS: Mapping[str, Mapping[str, object]] = {
     "sft": _DRAWS,
     "elbo-reinforce": _FORWARD,
     "elbo-ppo-clip": {"clip_range": 1e-2, "clip_range_high": None, **_FORWARD},
-    "nft": {"beta": 1.0, "old_decay_rate": 1e-3, "old_decay_limit": 0.5, **_FORWARD},
+    "nft": {"beta": 0.1, "old_decay_rate": 1e-3, "old_decay_limit": 0.5, **_FORWARD},
     "draft": {**_BACKPROP, "backprop_steps": 1},
     "align-prop": _BACKPROP,
     "refl": _BACKPROP,

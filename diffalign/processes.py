@@ -90,6 +90,10 @@ class Processes:
             raise RuntimeError(f"the processes of the run do different things: {[each['what'] for each in found]}")
         return [each["payload"] for each in found]
 
+    def summed(self, what: str, own: Tensor) -> Tensor:
+        """The sum of what all processes have, on the CPU where there are several."""
+        return own if self.count == 1 else torch.stack(self.exchange(what, own.cpu())).sum(0)
+
     def first_says(self, what: str, work: Callable[[], T]) -> T:
         """What ``work`` gives in the first process, the only one that does it."""
         found: T = self.exchange(what, work() if self.first else None)[0]
@@ -176,7 +180,7 @@ class Processes:
 
 def checksum(parameters: Iterable[Parameter]) -> int:
     """A number that differs where a bit of the weights does (but for the rarest accidents)."""
-    parts = [p.detach().contiguous().view(torch.uint8).sum(dtype=torch.int64).cpu() for p in parameters]
+    parts = [p.detach().reshape(-1).view(torch.uint8).sum(dtype=torch.int64).cpu() for p in parameters]
     return hash(tuple(int(part) for part in parts))
 
 

@@ -16,6 +16,7 @@ from diffalign.experience import Experience, Judged, Paired, Rollouts, Scored, S
 from diffalign.forward_lessons import Forward
 from diffalign.lessons import Lesson
 from diffalign.methods import BACKPROP, FORWARD_PROCESS, OF_OLD_WEIGHTS, POLICY_GRADIENT
+from diffalign.processes import Processes
 from diffalign.shadow import Shadow
 from diffalign.types import CriticPolicy, Policy
 
@@ -40,9 +41,11 @@ class Teacher:
         credit: CreditConfig,
         settings: TrainerConfig,
         seed: int,
+        processes: Processes | None = None,
     ) -> None:
         self.policy, self.source, self.objective = policy, source, objective
         self.credit, self.settings, self.seed = credit, settings, seed
+        self.processes = Processes() if processes is None else processes
         self.tracker = _tracker(credit)
         self.notes: Mapping[str, float] = {}
         self.old = Shadow(policy.trainable()) if objective.name in OF_OLD_WEIGHTS else None
@@ -77,7 +80,7 @@ class Teacher:
             case Paired(preferences) if name in lessons.PAIRWISE:
                 return lessons.Comparisons(*about, preferences)
             case Judged(samples, good) if name == "kto":
-                return lessons.Verdicts(*about, samples, good)
+                return lessons.Verdicts(*about, samples, good, self.processes)
             case Shown(samples, passes) if name == "sft":
                 return lessons.Examples(*about, samples, passes)
         raise ConfigError(f"objective {name} cannot learn from source {self.source.name}")
@@ -117,7 +120,7 @@ class Teacher:
         found, metrics = actor_critic.lesson(
             cast(CriticPolicy, self.policy), self.objective, self.seed, epoch, scored.rollout,
             self._oriented(scored), critic=self.credit.critic, penalty=self.tracker,
-            step_fraction=self.settings.timestep_fraction,
+            step_fraction=self.settings.timestep_fraction, processes=self.processes,
         )  # fmt: skip
         self.notes = metrics
         return found

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from diffalign import checks, lessons, shares
+from diffalign import checks, lessons, optimisers, shares
 from diffalign.config import CreditConfig, ObjectiveConfig, TrainerConfig
 from diffalign.errors import ConfigError, InputError, RefusedError
 from diffalign.experience import Epoch, Experience, Gathered, Rollouts, Scored, Shown, Source
@@ -80,11 +80,9 @@ class Trainer:
         self.seed, self.precision, self.run = seed, precision, run
         self.on_epoch, self.on_progress = on_epoch, on_progress or (lambda stage, done, total: None)
         self.parameters = dict(policy.trainable())
-        self.optimiser = torch.optim.AdamW(
-            self.parameters.values(), lr=self.settings.learning_rate, weight_decay=self.settings.weight_decay
-        )
+        self.optimiser = optimisers.make(self.settings, self.parameters.values())
         self.scaler = torch.amp.GradScaler(policy.device.type, enabled=precision == "fp16")
-        self.teacher = Teacher(policy, source, self.objective, self.credit, self.settings, seed)
+        self.teacher = Teacher(policy, source, self.objective, self.credit, self.settings, seed, self.processes)
         self.average = Shadow(self.parameters) if self.settings.ema_decay is not None else None
         self.epoch = 0
         self.updates = 0

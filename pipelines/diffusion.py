@@ -31,6 +31,7 @@ from pipelines import backprop
 from pipelines.families import ATTENTION, EVERYTHING, Conditioning, Family, joined
 from pipelines.per_image import PerImage
 from pipelines.table_encoder import FOLDER, Codes, TableEncoder
+from pipelines.visiting import Visitors
 
 __all__ = ["ATTENTION", "EVERYTHING", "DiffusionPolicy"]
 
@@ -85,8 +86,13 @@ class DiffusionPolicy:
         count."""
         if not full:
             family.freeze_in(self.precision)
-        for module in family.modules():
-            module.requires_grad_(False).eval().to(self.device)
+        encoders = {n: part for n, part in family.components().items() if n.startswith("text_encoder")}
+        for name_of, module in family.components().items():
+            module.requires_grad_(False).eval()
+            if name_of not in encoders:
+                module.to(self.device)
+        self.encoders = Visitors(list(encoders.values()), self.device)
+        """The text encoders, which leave a device of little memory once a prompt is encoded."""
         if self.sampler.size is not None:
             family.resize(self.sampler.size)
         self.schedule = family.schedule(self.sampler, self.device)
@@ -183,7 +189,8 @@ class DiffusionPolicy:
         """
         wanted = dict.fromkeys(asked)
         if missing := [one for one in wanted if one not in self._text]:
-            self._text |= {one: self._embedded(one) for one in missing}
+            with self.encoders.here():
+                self._text |= {one: self._embedded(one) for one in missing}
             if sum(known.nbytes for known in self._text.values()) > KNOWN_BYTES:
                 self._text = {one: self._text[one] for one in wanted}
         found = joined([self._text[one] for one in asked])

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import difflib
 from importlib import import_module
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from diffalign.errors import ConfigError
+from diffalign.errors import ConfigError, NotFoundError
 from rewards.arguments import split, typed
 
 if TYPE_CHECKING:
@@ -88,6 +89,24 @@ def _class(name: str) -> type[Reward]:
     return found
 
 
+def check(spec: str) -> None:
+    """Raises ConfigError or NotFoundError for a name, an argument or a file that ``load`` would not find.
+
+    It loads no weights, runs no code of users, and asks no server.
+    """
+    if spec.startswith(("http://", "https://")):
+        return
+    name, arguments = split(spec)
+    if name in REWARDS:
+        typed(_class(name), arguments, spec)
+        return
+    if ":" not in name:
+        raise _unknown(spec, name)
+    file = name.rpartition(":")[0]
+    if file.endswith(".py") and not Path(file).expanduser().is_file():
+        raise NotFoundError(f"there is no file {file}, which the reward {spec!r} names")
+
+
 def load(spec: str) -> Reward:
     """The reward that ``NAME``, ``NAME?arg=value&…``, ``path/to/file.py:attr``, ``module:attr`` or an address names."""
     if spec.startswith(("http://", "https://")):
@@ -102,10 +121,14 @@ def load(spec: str) -> Reward:
         from rewards import custom
 
         return custom.load(name, arguments)
+    raise _unknown(spec, name)
+
+
+def _unknown(spec: str, name: str) -> ConfigError:
     if name.endswith(".py"):
-        raise ConfigError(f"{spec!r} names a file but no function in it; write {name}:FUNCTION")
+        return ConfigError(f"{spec!r} names a file but no function in it; write {name}:FUNCTION")
     near = difflib.get_close_matches(name, REWARDS, 1)
     hint = f"did you mean {near[0]}? " if near else ""
-    raise ConfigError(
+    return ConfigError(
         f"there is no reward {name!r}; {hint}There are {', '.join(REWARDS)}, and your own as path/to/file.py:attr"
     )

@@ -375,6 +375,13 @@ def test_micro_batches_change_nothing(make: MakePolicy) -> None:
     torch.testing.assert_close(weights(one), weights(other), rtol=1e-3, atol=1e-4)
 
 
+def test_an_epoch_of_one_image_teaches_something(make: MakePolicy) -> None:
+    """One score has no spread, and nothing to be compared with; the gradient needs neither."""
+    made = trainer(make, samples_per_epoch=1, batch_size=1, epochs=2)
+    made.train()
+    assert made.updates == 2
+
+
 def test_the_term_of_drift_holds_it_back(make: MakePolicy) -> None:
     """How far the output is from the reference's at the end, on one rollout: with the term it is under a half."""
     drifts = []

@@ -158,6 +158,14 @@ def shades(count: int) -> list[Preference]:
     return pairs
 
 
+class Light(Brightness):
+    """Brightness with a gradient: the same weights of red, green and blue as PIL's greyscale."""
+
+    def differentiable(self, pictures: Tensor, prompts: Sequence[Prompt]) -> Tensor:
+        weights = torch.tensor([0.299, 0.587, 0.114])[:, None, None]
+        return (pictures * weights).sum(1).mean((1, 2))
+
+
 def source_of(method: str) -> Source:
     """Something that the method can learn from."""
     pairs = shades(4)

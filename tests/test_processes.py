@@ -11,8 +11,10 @@ from typing import Any
 
 import pytest
 import torch
+from click.testing import CliRunner
 
 from apps import build
+from apps.cli import main
 from diffalign import processes
 from diffalign.config import parse
 from diffalign.errors import ConfigError
@@ -151,7 +153,8 @@ def test_shares_are_disjoint_and_balanced() -> None:
 def test_a_checksum_sees_the_last_bit() -> None:
     weights = torch.nn.Parameter(torch.linspace(-1, 1, 1001))
     other = torch.nn.Parameter(weights.detach().clone())
-    assert checksum([weights]) == checksum([other])
+    scalar = torch.nn.Parameter(torch.tensor(0.5))
+    assert checksum([weights, scalar]) == checksum([other, scalar]) != checksum([scalar, weights])
     other.data[500] = torch.nextafter(other.data[500], torch.tensor(9.0))
     assert checksum([weights]) != checksum([other])
 
@@ -169,3 +172,9 @@ def test_a_process_computes_on_what_the_launcher_gave_it(monkeypatch: pytest.Mon
     started.device = given
     monkeypatch.setattr(processes, "start", lambda: started)
     assert build.device("auto") == given
+
+
+def test_other_commands_run_in_one_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    done = CliRunner().invoke(main, ["list", "recipes"])
+    assert done.exit_code == 2 and "only align and generate run in several processes" in done.stderr

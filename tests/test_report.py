@@ -22,7 +22,7 @@ from apps.cli import main
 from diffalign.config import AdapterConfig, ObjectiveConfig, SamplerConfig, TrainerConfig, parse
 from diffalign.evaluation import Evaluation, Measure
 from diffalign.experience import Rollouts
-from diffalign.objectives import policy_gradient
+from diffalign.objectives import forward_process, policy_gradient, reward_backprop
 from diffalign.runs import Run
 from diffalign.trainer import Trainer
 from diffalign.types import Prompt, Sample, Scores
@@ -388,7 +388,11 @@ def logged(run: Run, policy: DiffusionPolicy) -> set[str]:
     one = torch.ones(1, 1)
     _, other = policy_gradient.reinforce(one, one, one[0], one > 0)
     _, valued = policy_gradient.value_clip(one, one, one, one > 0, clip_range=0.2)
-    found = {name for row in run.metrics() for name in row} | {f"policy/{name}" for name in other | valued}
+    _, contrasted = forward_process.nft(one[0], one[0], one[0], beta=0.1, largest=5.0)
+    _, elbo = forward_process.elbo_ppo_clip(one[0], one[0], one[0], clip_range=0.01)
+    _, redrawn = reward_backprop.reward_backprop(one[0], one[0])
+    own = other | valued | contrasted | elbo | redrawn
+    found = {name for row in run.metrics() for name in row} | {f"policy/{name}" for name in own}
     for objective, source in (
         ("dpo", "pairs"),
         ("kto", "labels"),

@@ -27,6 +27,9 @@ log = logging.getLogger(__name__)
 
 ATTENTION = ["to_q", "to_k", "to_v", "to_out.0"]
 """Names of attention layers in all families of diffusers."""
+ONE_BY_ONE = 512
+"""Pixels along a side from which images are decoded by themselves. At 1024 pixels one layer of 256 features is 1 GiB
+for each image, in float32."""
 Layers = Mapping[Literal["attention", "all"], Sequence[str]]
 
 
@@ -100,7 +103,12 @@ class Family(ABC):
         """The steps of a sampler on this model's noise schedule. Raises ConfigError for settings of another kind."""
 
     def decode(self, latents: Tensor) -> Tensor:
-        """Images float32 ``(B, 3, H', W')`` in [0, 1] of latents ``(B, C, H, W)``."""
+        """Images float32 ``(B, 3, H', W')`` in [0, 1] of latents ``(B, C, H, W)``. Large ones one after the other."""
+        if latents.shape[-2] * self.pipeline.vae_scale_factor < ONE_BY_ONE:
+            return self._decoded(latents)
+        return torch.cat([self._decoded(one) for one in latents.split(1)])
+
+    def _decoded(self, latents: Tensor) -> Tensor:
         vae = self.pipeline.vae
         scaled = latents.to(vae.dtype)
         mean, std = self._statistics(scaled)
@@ -162,6 +170,10 @@ class Family(ABC):
                 text[:60] + ("…" if len(text) > 60 else ""), count, limit, count - limit,
             )  # fmt: skip
 
+    def components(self) -> dict[str, nn.Module]:
+        """The networks of the pipeline by name: text encoders, denoiser, autoencoder."""
+        return {name: part for name, part in self.pipeline.components.items() if isinstance(part, nn.Module)}
+
     def modules(self) -> list[nn.Module]:
-        """The networks of the pipeline: text encoders, denoiser, autoencoder."""
-        return [part for part in self.pipeline.components.values() if isinstance(part, nn.Module)]
+        """The same without names."""
+        return list(self.components().values())
