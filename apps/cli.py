@@ -61,6 +61,7 @@ def align(recipe: str, overrides: tuple[str, ...], out: Path | None, resume: boo
 @_out("runs/evaluate-NAME, or DATASET")
 @click.option("--baseline", metavar="DATASET", help="Dataset to compare with, such as one made before alignment.")
 @click.option("--training", metavar="IMAGES", help="What the image model was trained on; privacy is measured by it.")
+@click.option("--training-is-whole", flag_value="yes", help="Your word that no model was trained on other images.")
 @click.option("--model", "maker", metavar="MODEL|RUN", help="Where the image model is, if its name does not say so.")
 @click.option("--encoder", default=None, metavar="NAME", help="CLIP, or imagenet-trunk.  [default: embedded:clip]")
 @reported
@@ -79,7 +80,7 @@ def evaluate(
     from apps import evaluate as command
 
     if given := [name for name, value in about.items() if value is not None]:
-        name = "model" if given[0] == "maker" else given[0]
+        name = "model" if given[0] == "maker" else given[0].replace("_", "-")
         raise click.UsageError(f"--{name} is for datasets, and {model} is none (a folder with a manifest.json)")
     command.run(model, against, overrides, out)
 

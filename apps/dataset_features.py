@@ -10,7 +10,7 @@ import hashlib
 import io
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from importlib import import_module
 from pathlib import Path
@@ -24,13 +24,15 @@ from PIL import Image
 
 from apps import hashes
 from apps.progress import Status
-from diffalign import assets, images
+from diffalign import assets, images, parquet
 from diffalign.errors import ConfigError, InputError, NotFoundError
 from diffalign.seeds import derive
+from diffalign.synthesis import tables
 from diffalign.synthesis.cases import Case, Value
 from diffalign.synthesis.estimates import Floats
 from diffalign.synthesis.gates import small
 from diffalign.synthesis.naming import without_places
+from diffalign.synthesis.rows import shown
 from diffalign.synthesis.store import SPEC, Generated
 
 WORLDS = ("brain-mr", "emoji")
@@ -40,7 +42,7 @@ REAL_CASES = 2000
 LARGEST = 4000
 """Cases of a set that are compared at most, drawn by a fixed seed: kernels and distances grow with the square."""
 CHUNK = 128
-_TABLES = ("metadata.jsonl", "metadata.csv", "rows.csv")
+_TABLES = ("metadata.parquet", "metadata.jsonl", "metadata.csv", "rows.csv")
 _FILE_COLUMNS = ("file_name", "file", "image")
 
 
@@ -57,7 +59,7 @@ class Pictures(Protocol):
         ...
 
     def row(self, i: int) -> Mapping[str, Value]:
-        """Its table row; empty where there is none."""
+        """Its table row; empty where there is none. Cells may still be the texts of a file: see ``Looks.typed``."""
         ...
 
     def caption(self, i: int) -> str:
@@ -96,6 +98,12 @@ class Made:
     def caption(self, i: int) -> str:
         """See Pictures."""
         return self.cases[i].prompt
+
+    @property
+    def facts(self) -> Mapping[str, Any]:
+        """What the manifest says of the image model."""
+        found: Mapping[str, Any] = self.generated.manifest.models.get("image") or {}
+        return found
 
     @cached_property
     def strata(self) -> list[str]:
@@ -143,7 +151,7 @@ class World:
 
 
 class Folder:
-    """The images of a folder, with the rows of a metadata.jsonl, metadata.csv or rows.csv that names their files."""
+    """The images of a folder, with the rows of the table that names their files: ``_TABLES``."""
 
     def __init__(self, folder: Path) -> None:
         paths = (path for path in folder.rglob("*") if path.suffix.lower() in images.SUFFIXES)
@@ -157,14 +165,18 @@ class Folder:
 
     def _read(self, table: Path) -> None:
         try:
-            text = table.read_text(encoding="utf-8-sig")
-            lines = text.splitlines() if table.suffix == ".jsonl" else []
-            found = [json.loads(line) for line in lines if line.strip()] or [
-                {name: _value(cell) for name, cell in row.items()} for row in csv.DictReader(io.StringIO(text))
-            ]
+            text = "" if table.suffix == ".parquet" else table.read_text(encoding="utf-8-sig")
+            if table.suffix == ".parquet":
+                found: list[Any] = [row for _, row in parquet.rows(table)]
+            elif table.suffix == ".jsonl":
+                found = [json.loads(line) for line in text.splitlines() if line.strip()]
+            else:
+                found = list(csv.DictReader(io.StringIO(text), strict=True))
         except (ValueError, csv.Error) as error:
             raise InputError(f"{table} is no table of images: {error}") from None
         for row in found:
+            if not isinstance(row, dict):
+                raise InputError(f"{table} is no table of images: {str(row)[:60]!r} is no object with columns")
             file = next((row.pop(name) for name in _FILE_COLUMNS if isinstance(row.get(name), str)), None)
             if file is not None:
                 self.rows[(table.parent / file).resolve()] = row
@@ -184,18 +196,6 @@ class Folder:
         """See Pictures."""
         row = self.row(i)
         return next((str(row[name]) for name in ("prompt", "caption", "text") if row.get(name)), "")
-
-
-def _value(cell: str | None) -> Value:
-    """A cell of a CSV as what it says: nothing, a number, or a text."""
-    if not cell:
-        return None
-    for kind in (int, float):
-        try:
-            return kind(cell)
-        except ValueError:
-            continue
-    return cell
 
 
 def source(name: str, *, training: bool = False) -> Pictures:
@@ -272,6 +272,33 @@ class Looks:
 
     def __len__(self) -> int:
         return len(self.index)
+
+    def only(self, index: Sequence[int]) -> Looks:
+        """Those of some of the images."""
+        wanted = set(index)
+        take = [k for k, i in enumerate(self.index) if i in wanted]
+        return Looks(
+            self.features[take], self.pixels[take], tuple(self.digests[k] for k in take),
+            tuple(self.rows[k] for k in take), tuple(self.index[k] for k in take),
+        )  # fmt: skip
+
+    def typed(self, kinds: Mapping[str, str], name: str) -> Looks:
+        """With the columns of ``kinds`` alone in the rows, each cell as its kind says: categories are texts throughout.
+
+        Raises InputError for a cell that does not fit, of a set that is called ``name``.
+        """
+        rows = tuple(
+            {column: _typed(row[column], kind, f"{name}, image {i + 1}: {column}")
+             for column, kind in kinds.items() if column in row}
+            for i, row in zip(self.index, self.rows, strict=True)
+        )  # fmt: skip
+        return replace(self, rows=rows)
+
+
+def _typed(cell: Value, kind: str, where: str) -> Value:
+    """A cell to be compared: a whole number may have a fraction on the other side."""
+    text = shown(cell) if kind == "category" and cell is not None else cell
+    return tables.converted(text, "number" if kind == "integer" else kind, where)
 
 
 def chosen(pictures: Pictures, most: int | None = LARGEST) -> list[int]:

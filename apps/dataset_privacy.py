@@ -2,26 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from apps import hashes
+from apps import build, hashes
 from apps.dataset_features import Looks, Made, Pictures, World, small_pixels
 from apps.generate_models import Origin, attach
 from apps.progress import Status
 from diffalign.errors import ConfigError, InputError, UserError
-from diffalign.sampling import SamplerConfig
+from diffalign.sampling import OPTIONAL, SamplerConfig
 from diffalign.seeds import derive
 from diffalign.synthesis import privacy
 from diffalign.synthesis.estimates import Floats
 from diffalign.synthesis.extraction import extraction
 from diffalign.synthesis.privacy import Measure
 from diffalign.types import Draw, Prompt, Sample
-from pipelines.diffusion import DiffusionPolicy
+from pipelines.diffusion import DTYPES, DiffusionPolicy
 from pipelines.loading import load_policy, locate
 
 PROMPTS = 16
@@ -33,6 +34,15 @@ ASKED = 400
 NOISE = (0.1, 0.3, 0.5, 0.7)
 """Noise levels at which it is taken; an image's loss is the mean."""
 BATCH = 64
+ASKED_AS = ("steps", "eta", "guidance_scale", "condition", "negative", "precision")
+"""Facts of the manifest without which a model cannot be asked as it was when the images were made."""
+PRECISIONS = {str(dtype).removeprefix("torch."): name for name, dtype in DTYPES.items()}
+GIVEN = {
+    "axes": "",
+    "table": "the rows come from a table that was given; whether they are those of people cannot be measured here",
+    "unknown": "the manifest does not say where the rows come from, so they may be those of people",
+}
+"""Why rows are not assessed, by ``Manifest.rows_from``."""
 
 
 def report(
@@ -44,13 +54,19 @@ def report(
     known: Looks,
     model: str | None,
     status: Status,
+    *,
+    whole: bool = False,
 ) -> dict[str, Any]:
-    """The content of ``privacy.json``. Raises InputError where held-out images are training images."""
-    if shared := set(held_out.digests) & set(known.digests):
-        raise InputError(
-            f"{len(shared)} of the {len(held_out)} images of {real.name} are training images too; --against needs"
-            " images that no model was trained on, or privacy would be measured against the wrong thing"
-        )
+    """The content of ``privacy.json``. ``own`` are all images of the dataset: one copy is enough.
+
+    ``whole`` is the user's word that the training images are all that the model was trained on. Raises InputError where
+    the images cannot be what they are given as.
+    """
+    _refuse(made, own, real, held_out, training, known)
+    own, held_out, known = (
+        looks.typed(made.kinds, name)
+        for looks, name in ((own, made.name), (held_out, real.name), (known, training.name))
+    )
     spaces: dict[str, tuple[Floats, Floats, Floats]] = {
         "features": (own.features, held_out.features, known.features),
         "pixels": (own.pixels, held_out.pixels, known.pixels),
@@ -63,23 +79,74 @@ def report(
     measures: dict[str, Measure] = {
         f"nearest_{space}": privacy.closer(mine, other, "images") for space, (mine, other) in distances.items()
     }
-    measures["copies"] = privacy.copies(distances, names)
+    digests = set(known.digests)
+    measures["copies"] = privacy.copies(distances, names, [one in digests for one in own.digests])
     measures["authenticity"] = privacy.authenticity(own.features, known.features, held_out.features)
     if any(known.rows) and any(held_out.rows):
         measures["closest_records"] = privacy.closest_records(own.rows, known.rows, held_out.rows, made.kinds)
+    if why := GIVEN.get(made.generated.manifest.rows_from, GIVEN["unknown"]):
+        measures["given_rows"] = privacy.unmeasured(why)
     measures |= _asked(made, real, held_out, training, known, model, distances["pixels"][1], status)
     about = {
-        "synthetic": len(own), "training": {"name": training.name, "n": len(known)},
+        "synthetic": len(own), "training": {"name": training.name, "n": len(known), "said_to_be_whole": whole},
         "held_out": {"name": real.name, "n": len(held_out)},
     }  # fmt: skip
-    return privacy.report(measures, about, index=_gap(training, known))
+    return privacy.report(
+        measures, about, index=_gap(made, training, whole), scope=_scope(made, "closest_records" in measures, whole)
+    )
 
 
-def _gap(training: Pictures, known: Looks) -> str:
-    """Why the training index is not the whole of what a model was trained on; empty where nothing says so."""
+def _refuse(made: Made, own: Looks, real: Pictures, held_out: Looks, training: Pictures, known: Looks) -> None:
+    """Raises InputError where one set is not what it has to be for anything to follow from a comparison."""
+    if isinstance(real, Made):
+        raise InputError(
+            f"{real.name} is a synthetic dataset; privacy is measured against real images that no model was trained on"
+        )
+    for others, what in ((known, "training images"), (own, "images of the dataset")):
+        if shared := set(held_out.digests) & set(others.digests):
+            raise InputError(
+                f"{len(shared)} of the {len(held_out)} images of {real.name} are {what} too; --against needs images"
+                " that no model was trained on or made, or privacy would be measured against the wrong thing"
+            )
+    base = _base(made)
+    if isinstance(training, World) and base.startswith("embedded:") and base != f"embedded:{training.world}":
+        raise InputError(f"the images were made by {base}, and {training.name} is not what that was trained on")
+
+
+def _base(made: Made) -> str:
+    return str(made.facts.get("base", made.facts.get("name")))
+
+
+def _gap(made: Made, training: Pictures, whole: bool) -> str:
+    """Why the training index may not be the whole of what a model was trained on; empty where it is.
+
+    It is for all scenes of a world and the embedded model that was trained on them; else it takes somebody's word.
+    """
     if isinstance(training, World) and not training.whole:
-        return f"the training index holds {len(known)} images of {training.name}, which is not all of them"
+        return f"the training index holds {len(training)} images of {training.name}, which is not all of them"
+    if whole:
+        return ""
+    if not isinstance(training, World) or _base(made) != f"embedded:{training.world}":
+        return (
+            f"nothing shows that the images of {training.name} are all that the model was trained on; if you know that"
+            " they are, say so by --training-is-whole"
+        )
+    if made.facts.get("adapter"):
+        return (
+            f"the images were made with an adapter, and nothing shows that it was trained on no other images than those"
+            f" of {training.name}; if you know that it was not, say so by --training-is-whole"
+        )
     return ""
+
+
+def _scope(made: Made, rows: bool, whole: bool) -> str:
+    """What a pass does not cover, and what it rests on."""
+    said = ["images and rows were assessed" if rows else "images were assessed, and rows not"]
+    if "text" in made.generated.manifest.models:
+        said.append("texts were not assessed")
+    if whole:
+        said.append("that the training images are all there are is the word of the one who assessed it")
+    return "; ".join(said)
 
 
 def _asked(
@@ -100,31 +167,49 @@ def _asked(
             raise
         missing = privacy.unmeasured(f"the model could not be asked: {error}")
         return {"extraction": missing, "membership": missing}
-    prompts = _prompts(training, known)
+    negative = str(made.facts["negative"])
+    prompts = _prompts(policy, training, known, negative)
 
-    def again(prompt: str) -> Floats:
-        seeds = [derive(0, "extraction", prompt, k) for k in range(SEEDS)]
-        samples = policy.rollout([Prompt(prompt)] * SEEDS, seeds).samples
-        status("asking for training prompts", prompts.index(prompt) + 1, len(prompts))
+    def again(key: str) -> Floats:
+        seeds = [derive(0, "extraction", key, k) for k in range(SEEDS)]
+        samples = policy.rollout([prompts[key]] * SEEDS, seeds).samples
+        status("asking for training prompts", list(prompts).index(key) + 1, len(prompts))
         return np.stack([small_pixels(sample.image) for sample in samples if sample.image is not None])
 
     return {
-        "extraction": extraction(again, prompts, known.pixels, far),
+        "extraction": extraction(again, list(prompts), known.pixels, far),
         "membership": privacy.membership(
-            losses(policy, training, known.index, status), losses(policy, real, held_out.index, status)
+            losses(policy, training, known, status), losses(policy, real, held_out, status)
         ),
     }
 
 
-def _prompts(training: Pictures, known: Looks) -> list[str]:
-    """Different captions of training images, in their order."""
-    found: dict[str, None] = {}
-    for i in known.index:
-        if caption := training.caption(i):
-            found[caption] = None
+def _drawn(looks: Looks) -> list[int]:
+    """Places of all images of a set, in an order that a fixed seed draws: files are often named by patient or class."""
+    return [int(k) for k in np.random.default_rng(0).permutation(len(looks))]
+
+
+def _prompt(policy: DiffusionPolicy, pictures: Pictures, looks: Looks, k: int, negative: str = "") -> Prompt | None:
+    """What the model was, or would be, asked for an image: its caption, or the row for one that is conditioned on rows.
+
+    None where neither is known.
+    """
+    caption, row = pictures.caption(looks.index[k]), looks.rows[k]
+    if policy.table is None:
+        return Prompt(caption, negative=negative) if caption else None
+    there = {name: row[name] for name in policy.table.columns if row.get(name) is not None}
+    return Prompt(caption, json.dumps(there, sort_keys=True), there, negative) if there else None
+
+
+def _prompts(policy: DiffusionPolicy, training: Pictures, known: Looks, negative: str) -> dict[str, Prompt]:
+    """Different prompts of training images, by what tells them apart."""
+    found: dict[str, Prompt] = {}
+    for k in _drawn(known):
+        if prompt := _prompt(policy, training, known, k, negative):
+            found.setdefault(prompt.key, prompt)
         if len(found) == PROMPTS:
             break
-    return list(found)
+    return found
 
 
 def image_model(made: Made, name: str | None) -> DiffusionPolicy:
@@ -133,7 +218,9 @@ def image_model(made: Made, name: str | None) -> DiffusionPolicy:
     ``name`` says where it lies, for one that the manifest's name does not lead to. Raises ConfigError for a model, or
     an adapter, whose hash is not the manifest's.
     """
-    facts = made.generated.manifest.models.get("image") or {}
+    facts = made.facts
+    if missing := [name for name in ASKED_AS if name not in facts]:
+        raise ConfigError(f"the manifest does not say with which {', '.join(missing)} the images were made")
     origin = Origin.of(name or str(facts.get("name")), None)
     adapter, where = facts.get("adapter"), locate(origin.model)
     if adapter and origin.adapter is None:
@@ -142,9 +229,13 @@ def image_model(made: Made, name: str | None) -> DiffusionPolicy:
     if not _same(facts, where) or own != (adapter or {}).get("sha256"):
         raise ConfigError(f"{name or facts.get('name')} is not the model that made these images: its hash is another")
     sampler = SamplerConfig(
-        steps=facts["steps"], eta=facts["eta"], guidance_scale=facts["guidance_scale"], batch_size=BATCH
-    )
-    policy = load_policy(origin.model, modality="image", sampler=sampler, name=str(facts.get("name")))
+        steps=facts["steps"], eta=facts["eta"], guidance_scale=facts["guidance_scale"], batch_size=BATCH,
+        **{name: facts[name] for name in OPTIONAL if name in facts},
+    )  # fmt: skip
+    policy = load_policy(
+        origin.model, modality="image", sampler=sampler, name=str(facts.get("name")), device=build.device("auto"),
+        precision=PRECISIONS[facts["precision"]], condition="table" if facts["condition"] == "table" else "text",
+    )  # fmt: skip
     assert isinstance(policy, DiffusionPolicy)
     if origin.adapter is not None:
         attach(policy, origin.adapter)
@@ -162,16 +253,21 @@ def _same(facts: Mapping[str, Any], where: str | Path) -> bool:
 
 
 @torch.no_grad()
-def losses(policy: DiffusionPolicy, pictures: Pictures, index: Sequence[int], status: Status) -> Floats:
-    """Denoising error ``(N,)`` of the first ``ASKED`` images, each at the same noise levels; lower is better known."""
+def losses(policy: DiffusionPolicy, pictures: Pictures, looks: Looks, status: Status) -> Floats:
+    """Denoising error ``(N,)`` of ``ASKED`` images at most, which a fixed seed draws; lower is better known.
+
+    Each is asked at the same noise levels. Images without a row are left out where the model is conditioned on rows.
+    """
+    asked = [(k, _prompt(policy, pictures, looks, k)) for k in _drawn(looks)[:ASKED]]
+    some = [(k, prompt or Prompt("")) for k, prompt in asked if prompt or policy.table is None]
     found = []
-    for start in range(0, min(len(index), ASKED), BATCH):
-        some = list(index[start : start + BATCH])[: ASKED - start]
-        samples = [Sample(Prompt(pictures.caption(i)), pictures.picture(i)) for i in some]
-        total = torch.zeros(len(some))
+    for start in range(0, len(some), BATCH):
+        batch = some[start : start + BATCH]
+        samples = [Sample(prompt, pictures.picture(looks.index[k])) for k, prompt in batch]
+        total = torch.zeros(len(batch))
         for level in NOISE:
-            seeds = tuple(derive(0, "membership", level, start + k) for k in range(len(some)))
-            total -= policy.log_likelihood(samples, Draw(torch.full((len(some),), level), seeds)).cpu()
+            seeds = tuple(derive(0, "membership", level, start + k) for k in range(len(batch)))
+            total -= policy.log_likelihood(samples, Draw(torch.full((len(batch),), level), seeds)).cpu()
         found.append((total / len(NOISE)).double().numpy())
-        status(f"denoising {pictures.name}", start + len(some), min(len(index), ASKED))
+        status(f"denoising {pictures.name}", start + len(batch), len(some))
     return np.concatenate(found) if found else np.empty(0)

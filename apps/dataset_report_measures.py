@@ -148,7 +148,7 @@ def _blocks(facts: Mapping[str, Any], against: Mapping[str, Any]) -> Iterator[Bl
     )
     table = facts.get("table") or {}
     words = {"column_shapes": "how alike single columns are", "pair_trends": "how alike pairs of columns hang together"}
-    count = " and ".join(f"{n:,}" for n in table.get("n") or [])
+    count = f"{table['n'][0]:,}" if table else ""
     yield Block(
         "Table",
         "The rows beside those of the real images; 1 is alike.",

@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 from apps import dataset_report
-from apps.dataset_features import Encoder, Looks, Made, encoder, look, source, tensor
+from apps.dataset_features import Encoder, Looks, Made, chosen, encoder, look, source, tensor
 from apps.dataset_privacy import report
 from apps.progress import Status
 from diffalign.errors import ConfigError, InputError
@@ -66,7 +66,8 @@ def begin(
     if against is None:
         raise ConfigError(f"{dataset} is a dataset: say with which real images to compare it, --against IMAGES")
     encoder_name = about.get("encoder") or "embedded:clip"
-    run(Path(dataset), against, about.get("baseline"), about.get("training"), about.get("maker"), encoder_name, out)
+    run(Path(dataset), against, about.get("baseline"), about.get("training"), about.get("maker"), encoder_name, out,
+        whole=about.get("training_is_whole") is not None)  # fmt: skip
 
 
 def run(
@@ -77,6 +78,8 @@ def run(
     model: str | None,
     encoder_name: str,
     out: Path | None,
+    *,
+    whole: bool = False,
 ) -> None:
     """Measures, writes the two files and the report beside the dataset (or to ``out``), and prints the table."""
     made, real = Made(folder.expanduser()), source(against)
@@ -85,6 +88,8 @@ def run(
         raise ConfigError(f"--baseline {baseline} is no dataset that `diffalign generate` made")
     if model is not None and training is None:
         raise ConfigError("--model is asked about training images; name them by --training")
+    if whole and training is None:
+        raise ConfigError("--training-is-whole is about training images; name them by --training")
     index = source(training, training=True) if training else None
     encode = encoder(encoder_name)
     place = out or made.generated.folder
@@ -93,12 +98,18 @@ def run(
         if len(known) <= fidelity.NEAREST:
             raise InputError(f"{against} has {len(known)} images; it needs more than {fidelity.NEAREST}")
         pixels = tensor(real, known.index)
-        own = look(made, encode, status)
         safe = privacy.unassessed(NO_INDEX)
-        if index is not None:
-            safe = report(made, own, real, known, index, look(index, encode, status, most=None), model, status)
-        found = measure(made, own, known, pixels, encode, status)
-        other = None if base is None else measure(base, look(base, encode, status), known, pixels, encode, status)
+        if index is None:
+            own = look(made, encode, status)
+        else:
+            every = look(made, encode, status, most=None)
+            trained = look(index, encode, status, most=None)
+            safe = report(made, every, real, known, index, trained, model, status, whole=whole)
+            own = every.only(chosen(made))
+        found = measure(made, own, real.name, known, pixels, encode, status)
+        other = None
+        if base is not None:
+            other = measure(base, look(base, encode, status), real.name, known, pixels, encode, status)
     facts: dict[str, Any] = {
         "dataset": made.name,
         "spec_sha256": made.generated.manifest.spec_sha256,
@@ -127,9 +138,12 @@ def _dumps(facts: Mapping[str, Any]) -> str:
     return json.dumps(facts, indent=2, allow_nan=False, ensure_ascii=False) + "\n"
 
 
-def measure(made: Made, own: Looks, real: Looks, pixels: torch.Tensor, encode: Encoder, status: Status) -> Found:
-    """Everything that one dataset is measured by against real images."""
+def measure(
+    made: Made, own: Looks, against: str, real: Looks, pixels: torch.Tensor, encode: Encoder, status: Status
+) -> Found:
+    """Everything that one dataset is measured by against real images, which ``against`` names."""
     status(f"comparing {made.name}", 0, 3)
+    own, real = own.typed(made.kinds, made.name), real.typed(made.kinds, against)
     strata = made.strata
     labels = (
         [groups_of(row, made.kinds, strata) for row in own.rows],

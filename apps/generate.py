@@ -10,8 +10,9 @@ import click
 
 from apps.catalogue import dataset_recipes, find
 from apps.progress import Status
-from diffalign.errors import ConfigError, UserError
-from diffalign.runs import require_empty, unused_folder
+from diffalign.errors import ConfigError, RefusedError, UserError
+from diffalign.fields import fields_of
+from diffalign.runs import disk_errors, require_empty, unused_folder
 from diffalign.synthesis import beginning, rows, store
 from diffalign.synthesis import spec as specification
 from diffalign.synthesis.cases import Manifest
@@ -19,7 +20,7 @@ from diffalign.synthesis.engine import Engine, Workers
 from diffalign.synthesis.spec import Spec
 from diffalign.synthesis.store import Acceptance, Generated
 
-GRACE = 5.0
+GRACE = 20.0
 """Seconds after which another process than the first says why it cannot go on. Where the first one cannot either it has
 said so by then, and the launcher has ended this one.
 """
@@ -44,13 +45,16 @@ def run(
     workers = generate_models.workers()
     if workers.count > 1 and out is None:
         raise ConfigError("several processes need --out, so that all of them write to the same folder")
-    spec = load(recipe, overrides)
+    spec = load(_begun(recipe, out) if resume and out and not overrides else recipe, overrides)
     folder = out or unused_folder(Path("runs") / spec.name)
     try:
         if not resume:
-            require_empty(folder)
+            with disk_errors(f"cannot write {folder}", folder):
+                require_empty(folder)
         made = generate_models.Makers(spec)
         found = rows.survey(spec)
+        if workers.rank == 0:
+            _warn(found)
         manifest = made.manifest(found)
         workers.meet()
         if workers.rank == 0:
@@ -83,6 +87,26 @@ def load(recipe: str, overrides: Sequence[str]) -> Spec:
     return specification.load(path, overrides)
 
 
+def _begun(recipe: str, folder: Path) -> str:
+    """What to continue by: the folder's own specification, where the recipe that is named is the one it was made from.
+
+    The folder has no places of models, so that is for the recipes that ship with diffalign, whose models do too.
+    """
+    path, known = folder / store.SPEC, dataset_recipes()
+    if recipe not in known or not path.is_file():
+        return recipe
+    begun, named = (fields_of(one, (), "cases: 100")[0] for one in (path, known[recipe]))
+    if begun.get("name") != named.get("name"):
+        return recipe
+    click.echo(f"specification: {path}")
+    return str(path)
+
+
+def _warn(found: rows.Survey) -> None:
+    for line in found.warnings():
+        click.echo(f"warning: {line}", err=True)
+
+
 def _begin(spec: Spec, folder: Path, manifest: Manifest, *, resume: bool) -> None:
     if not resume:
         beginning.begin(spec, folder, manifest)
@@ -91,8 +115,16 @@ def _begin(spec: Spec, folder: Path, manifest: Manifest, *, resume: bool) -> Non
     if changed := beginning.versions_that_changed(folder, manifest.versions):
         listed = ", ".join(f"{name} {before} -> {now}" for name, (before, now) in changed.items())
         click.echo(f"warning: the dataset was begun with other versions, which may round otherwise: {listed}", err=True)
-    done = beginning.resume(spec, folder, manifest)
+    try:
+        done = beginning.resume(spec, folder, manifest)
+    except RefusedError as error:
+        raise RefusedError(f"{error} (its own specification: {_again(folder)})") from None
     click.echo(f"{folder} is complete already" if done else f"continuing {folder}")
+
+
+def _again(folder: Path) -> str:
+    """The command that continues a dataset by its own specification."""
+    return f"'diffalign generate {folder / store.SPEC} --resume --out {folder}'"
 
 
 def _interrupted(recipe: str, overrides: Sequence[str], folder: Path, workers: Workers) -> None:
@@ -144,9 +176,13 @@ def _export(folder: Path, formats: Sequence[str], *, allow_unsafe: bool) -> None
 
 
 def plan(recipe: str, overrides: Sequence[str]) -> None:
-    """Prints what would be made, and loads no model."""
+    """Prints what would be made, and loads no model; raises UserError where a name in it stands for nothing."""
+    from apps import generate_names
+
     spec = load(recipe, overrides)
+    generate_names.check(spec)
     found = rows.survey(spec)
+    _warn(found)
     click.echo(f"{'rows:':<20} {found.count}")
     for name, count in found.splits.items():
         click.echo(f"{'  ' + name + ':':<20} {count}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cache, cached_property
@@ -121,6 +121,8 @@ class Makers:
             attach(policy, origin.adapter)
         self.policies[part] = policy
         self.facts[part] = _facts(section.model, origin, policy)
+        if spec.image is not None and part == "image":
+            self.facts[part] |= {"condition": spec.image.condition, "negative": spec.image.negative}
 
     def _gates(self) -> list[gates.Gate]:
         found: list[gates.Gate] = []
@@ -165,6 +167,7 @@ class Makers:
             gates=tuple(self._gate_facts()),
             versions={name: v for name, v in environment(0, {})["versions"].items() if v != "not installed"},
             created=datetime.now(UTC).date().isoformat(),
+            rows_from="axes" if self.spec.table is None else "table",
         )
 
     def _gate_facts(self) -> list[dict[str, Any]]:
@@ -280,10 +283,10 @@ def _encoder_hash() -> str:
     return hashes.of_folder(EMBEDDED)
 
 
-def _pictures(folder: str) -> list[Image]:
-    """The images of a folder, in the order of their names."""
+def _pictures(folder: str) -> Iterator[Image]:
+    """The images of a folder, in the order of their names; each is decoded when it is asked for."""
     place = Path(folder).expanduser()
     found = sorted(path for path in place.rglob("*") if path.suffix.lower() in images.SUFFIXES)
     if not found:
         raise NotFoundError(f"gates: memorised.images: there is no image in {folder}")
-    return [images.load(path) for path in found]
+    return (images.load(path) for path in found)

@@ -25,7 +25,7 @@ import torch
 from safetensors import SafetensorError
 
 from diffalign.config import RunConfig, dump
-from diffalign.errors import ConfigError, NotFoundError, RefusedError
+from diffalign.errors import ConfigError, DiffalignError, NotFoundError, RefusedError
 
 PACKAGES = (
     "diffalign",
@@ -42,25 +42,63 @@ PACKAGES = (
 
 @contextmanager
 def disk_errors(doing: str, path: Path) -> Iterator[None]:
-    """Turns a full or read-only disk below ``path`` into one sentence."""
+    """Turns what the system says against writing at ``path`` into one sentence: a full disk, a place without rights.
+
+    An error about a file elsewhere, such as one that was to be read, passes as it is.
+    """
     try:
         yield
+    except DiffalignError:
+        raise
     except (OSError, RuntimeError, SafetensorError) as error:
         number = error.errno if isinstance(error, OSError) else None
-        # torch and safetensors report a full disk as an error of their own, so the disk itself is asked.
-        if number in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES):
+        if number in _OF_DISKS or (number is not None and _concerns(error, path)):
             reason = os.strerror(number).lower()
-        elif _free(path) < 2**20:
+        # torch and safetensors report a full disk as an error of their own, so the disk itself is asked.
+        elif number is None and _full(path):
             reason = "the disk is full"
         else:
             raise
         raise RefusedError(f"{doing}: {reason}; what was written before is intact") from error
 
 
-def _free(path: Path) -> int:
-    while not path.exists():
-        path = path.parent
-    return shutil.disk_usage(path).free
+_OF_DISKS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
+
+
+def _concerns(error: BaseException, path: Path) -> bool:
+    """Whether an error names ``path``, something beside or below it, or a folder that it lies in."""
+    names = [name for name in (getattr(error, "filename", None), getattr(error, "filename2", None)) if name is not None]
+    found = [Path(os.path.abspath(os.fsdecode(name))) for name in names if not isinstance(name, int)]
+    place = Path(os.path.abspath(path))
+    return any(one.is_relative_to(place.parent) or place.is_relative_to(one) for one in found)
+
+
+def _full(path: Path) -> bool:
+    """Whether hardly anything is free where ``path`` lies; a file system without any size, such as /proc, is not full.
+
+    A place that cannot even be looked at is not known to be full.
+    """
+    try:
+        while not path.exists():
+            path = path.parent
+        usage = shutil.disk_usage(path)
+    except OSError:
+        return False
+    return usage.total > 0 and usage.free < 2**20
+
+
+def flush_folder(path: Path) -> None:
+    """Brings the names in a folder to the disk: without it a file that was renamed may be gone after a power cut."""
+    if os.name != "posix":
+        return  # folders cannot be opened there
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # some file systems have no such request
+            raise
+    finally:
+        os.close(handle)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -73,6 +111,7 @@ def write_text(path: Path, text: str) -> None:
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
+        flush_folder(path.parent)
 
 
 @contextmanager
@@ -86,6 +125,7 @@ def new_file(path: Path) -> Iterator[Path]:
             with temporary.open("rb") as handle:
                 os.fsync(handle.fileno())
             temporary.replace(path)
+            flush_folder(path.parent)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
@@ -108,6 +148,7 @@ def new_folder(path: Path) -> Iterator[Path]:
             if path.exists():
                 os.replace(path, aside)
             os.replace(temporary, path)
+            flush_folder(path.parent)
     except BaseException:
         recover(path)
         shutil.rmtree(temporary, ignore_errors=True)

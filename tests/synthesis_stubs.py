@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from diffalign.runs import write_text
 from diffalign.synthesis import beginning, rows, spec
 from diffalign.synthesis.cases import Manifest
 from diffalign.synthesis.engine import Engine, Maker, Workers
@@ -102,7 +103,10 @@ def begun(folder: Path, wanted: Spec) -> None:
 
 
 def run(folder: Path, wanted: Spec, pool: int = 10**9, workers: Workers | None = None, **options: Any) -> None:
-    Engine(wanted, folder, makers(pool, **options), duplicates=Duplicates(4, 0.99), workers=workers).run()
+    Engine(
+        wanted, folder, makers(pool, **options), duplicates=Duplicates(4, 0.99), workers=workers,
+        at_end=lambda: write_text(folder / "report.html", "a page about all cases\n"),
+    ).run()  # fmt: skip
 
 
 def contents(folder: Path) -> dict[str, bytes]:

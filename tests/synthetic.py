@@ -57,6 +57,7 @@ def generated(
     stratum: Callable[[Mapping[str, Value]], str] = lambda row: f"{row['plane']} / {row['lesion']}",
     split: Callable[[int], str] = lambda number: "test" if number % 4 == 3 else "train",
     rejected: Sequence[int] = (1,),
+    rows_from: str = "axes",
     complete: bool = True,
 ) -> Generated:
     """A dataset of ``n`` cases in a folder that is new or empty.
@@ -111,6 +112,7 @@ def generated(
         gates=GATES,
         versions={"diffalign": "0.1", "torch": "2.11"},
         created="2026-01-01",
+        rows_from=rows_from,
     )  # fmt: skip
     (folder / store.SPEC).write_text(yaml.safe_dump({**SPEC, "cases": n}, sort_keys=False), encoding="utf-8")
     store.write_manifest(folder, manifest, complete=complete)

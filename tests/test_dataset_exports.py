@@ -359,6 +359,37 @@ def test_what_passed_is_handed_out_with_its_numbers(tmp_path: Path) -> None:
     assert "--allow-unsafe" not in card
 
 
+def test_a_pass_says_that_texts_were_not_assessed_and_on_whose_word_it_rests(tmp_path: Path) -> None:
+    word = "that the training images are all there are is the word of the one who assessed it"
+    for name, text in (("spoken", lambda i: f"text {i}"), ("silent", lambda i: None)):
+        made = generated(tmp_path / name, 4, text=text)
+        report = {"verdict": "passed", "why": f"{'x' * 150}; {word}", **release.about(made.folder)}
+        (made.folder / "privacy.json").write_text(json.dumps(report))
+        folder = exports.export(made, "png", tmp_path / f"{name}-out")
+        first = (folder / "README.md").read_text().split("## ")[0]
+        said = json.loads((folder / "croissant.json").read_text())["rai:personalSensitiveInformation"]
+        for words in (first, " ".join(said)):
+            assert word in words and ("texts: these were NOT ASSESSED" in words) == (name == "spoken")
+
+
+@pytest.mark.parametrize(
+    ("rows_from", "said"),
+    [("axes", "No record belongs to a person"), ("table", "may be those of real people"), ("unknown", "is not known")],
+)
+def test_rows_that_were_given_are_not_said_to_be_nobodys(tmp_path: Path, rows_from: str, said: str) -> None:
+    import pydicom
+
+    made = generated(tmp_path / "made", 4, rows_from=rows_from)
+    folder = exports.export(made, "dicom", tmp_path / "out", allow_unsafe=True)
+    card, croissant = (folder / "README.md").read_text(), (folder / "croissant.json").read_text()
+    assert said in card and said in croissant
+    assert ("No record belongs" in card + croissant) == (rows_from == "axes")
+    found = pydicom.dcmread(next((folder / "data").rglob("*.dcm")))
+    assert found.PatientIdentityRemoved == ("YES" if rows_from == "axes" else "NO")
+    assert ("DeidentificationMethod" in found) == (rows_from == "axes")
+    assert exports.Exported.read(folder).dataset.rows_from == rows_from
+
+
 @pytest.mark.parametrize(
     "content", ["", "[]", '{"verdict": "safe"}', '{"verdict": ["passed"]}', '{"verdict": "passed", "why": 3}']
 )

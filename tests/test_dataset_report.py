@@ -270,7 +270,7 @@ def test_fidelity_stands_beside_privacy(tmp_path: Path) -> None:
     assert "side linear probe 0.800 0.790 to 0.810 12 by guessing: 0.500" in said
     groups = said[said.index("By stratum, and by the values") :]
     assert groups.index("stratum: axial / none 12 0.90 0.89 to 0.91") < groups.index("plane: axial 12 0.12")
-    assert "Column shapes how alike single columns are 0.900 12 and 40" in said
+    assert "Column shapes how alike single columns are 0.900 12 Pair trends" in said
 
 
 def test_before_and_after_alignment(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from apps.cli import FORMATS
+from apps.dataset_features import Folder
 from diffalign.errors import ConfigError, InputError, RefusedError
 from diffalign.synthesis import exports, traces
 from diffalign.synthesis.cases import Case, Value
@@ -54,7 +55,7 @@ def hostile(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Generated]:
     return {name: make(name) for name in HOSTILE}
 
 
-REFUSED = {("png", "nul"): "NUL", ("imagefolder", "date"): "dates alone"}
+REFUSED = {("png", "nul"): "NUL"}
 
 
 @pytest.mark.parametrize("name", HOSTILE)
@@ -80,7 +81,7 @@ def test_hostile_texts_come_back_or_are_refused(
 
 
 @pytest.mark.parametrize(
-    "name", ["quotes", "nul", "controls", "right to left", "wide", "long", "empty", "blank", "null"]
+    "name", ["quotes", "nul", "controls", "right to left", "wide", "long", "empty", "blank", "null", "date"]
 )
 @pytest.mark.parametrize("form", ["parquet", "imagefolder"])
 def test_datasets_reads_hostile_texts(form: str, name: str, hostile: dict[str, Generated], tmp_path: Path) -> None:
@@ -118,6 +119,31 @@ def test_what_no_export_can_hold_is_refused(
     with pytest.raises((InputError, RefusedError), match=said):
         exports.export(made, "parquet", tmp_path / "out", allow_unsafe=True)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("form", ["parquet", "imagefolder"])
+def test_datasets_reads_a_column_that_is_empty_throughout_a_split(form: str, tmp_path: Path) -> None:
+    """One of each kind: the type is that of the other split, and what is empty stays so."""
+    import datasets
+
+    given: dict[str, Value] = {"side": "left", "age": 7, "mm": 1.5, "smokes": True}
+    kinds = {"side": "category", "age": "integer", "mm": "number", "smokes": "boolean"}
+    empty: dict[str, Value] = dict.fromkeys(given)
+    made = generated(
+        tmp_path / "made", 4, rows=lambda n: empty if n % 2 else given, columns=kinds,
+        split=lambda n: "test" if n % 2 else "train", stratum=lambda row: "all",
+    )  # fmt: skip
+    folder = exports.export(made, form, tmp_path / "out", allow_unsafe=True)
+    name, place = ("imagefolder", folder / "data") if form == "imagefolder" else ("parquet", folder / "data")
+    found = datasets.load_dataset(name, data_dir=str(place), cache_dir=str(tmp_path / "cache"))
+    for split, row in (("train", given), ("test", empty)):
+        assert len(found[split]) == 2 and {name: found[split][0][name] for name in row} == row
+    types = {name: found["test"].features[name].dtype for name in given}
+    assert types == {"side": "string", "age": "int64", "mm": "float64", "smokes": "bool"}
+    assert not [fault for check in verify(folder) for fault in check.faults]
+    if form == "imagefolder":  # which `evaluate --against` takes as a folder of images with their rows
+        pictures = Folder(folder / "data")
+        assert [pictures.row(i)["side"] for i in range(4)] == [None, None, "left", "left"]
 
 
 @pytest.mark.parametrize("split", ["../up", "", "a b", "train\n", "x" * 65, "Ähre"])

@@ -12,8 +12,9 @@ import pytest
 from click.testing import CliRunner
 from PIL import Image
 
+from apps import dataset_features, dataset_privacy
 from apps.cli import main
-from apps.dataset_features import TRAINED_ON, source
+from apps.dataset_features import TRAINED_ON, Looks, Made, source
 from diffalign.errors import ConfigError, InputError, NotFoundError
 from diffalign.synthesis import privacy, release, utility
 from diffalign.synthesis.extraction import extraction, largest_clique
@@ -91,6 +92,61 @@ def test_what_was_not_measured_does_not_pass(name: str) -> None:
 def test_a_training_index_with_gaps_does_not_pass() -> None:
     found = privacy.report(measured(noise(2, 500)), {}, index="the training index is not whole")
     assert found["verdict"] == "not assessed" and "not whole" in found["why"]
+
+
+def test_a_pass_says_what_it_does_not_cover() -> None:
+    found = privacy.report(measured(noise(2, 500)), {}, scope="texts were not assessed")
+    assert found["verdict"] == "passed" and found["why"].endswith("; texts were not assessed")
+
+
+def test_a_held_out_image_that_resembles_a_training_image_hides_no_copy() -> None:
+    """One of 300 held-out rows is a training row but for a trace of noise: their 1st percentile is the 3rd smallest."""
+    other = HELD_OUT.copy()
+    other[0] = TRAINING[0] + 1e-6
+    far, made = privacy.nearest(other, TRAINING)[0][:, 0], noise(2, 500)
+    made[7] = TRAINING[9] + 0.01 * noise(3, 1)[0]
+    own = privacy.nearest(made, TRAINING)[0][:, 0]
+    found = privacy.copies({"features": (own, far)}, [str(i) for i in range(500)])
+    assert found.verdict == "failed" and found.facts["cases"] == ["7"]
+    assert extraction(lambda _: made[:12], ["a"], TRAINING, far).verdict == "failed"
+    assert extraction(lambda _: made[20:32], ["a"], TRAINING, far).verdict == "passed"
+
+
+def test_held_out_images_that_are_training_images_leave_copies_open_but_for_the_same_pixels() -> None:
+    far = np.concatenate([np.zeros(3), np.ones(297)])
+    own = np.full(100, 2.0)
+    names = [str(i) for i in range(100)]
+    assert privacy.copies({"pixels": (own, far)}, names).verdict == "not assessed"
+    same = [i == 4 for i in range(100)]
+    assert privacy.copies({"pixels": (own, far)}, names, same).facts["cases"] == ["4"]
+    assert privacy.copies({"pixels": (own, far)}, names, same).verdict == "failed"
+    assert extraction(lambda _: noise(2, 12), ["a"], TRAINING, far).verdict == "not assessed"
+
+
+def test_one_training_image_among_many_different_ones_is_extracted() -> None:
+    made, far = noise(2, 12), privacy.nearest(HELD_OUT, TRAINING)[0][:, 0]
+    made[5] = TRAINING[3]
+    found = extraction(lambda _: made, ["a"], TRAINING, far)
+    assert found.verdict == "failed" and found.facts["alike"] == 0
+
+
+def test_what_is_no_number_passes_nothing() -> None:
+    broken = TRAINING.copy()
+    broken[3, 2] = np.nan
+    with pytest.raises(InputError, match="1 of 400 training rows hold what is no number"):
+        privacy.nearest(HELD_OUT, broken)
+    far, hole = np.ones(300), np.full(300, np.nan)
+    for own, other in ((hole, far), (far, hole)):
+        assert privacy.closer(own, other, "images").verdict == "not assessed"
+        assert privacy.copies({"pixels": (own, other)}, ["x"] * 300).verdict == "not assessed"
+    assert extraction(lambda _: noise(2, 12), ["a"], TRAINING, hole).verdict == "not assessed"
+
+
+def test_held_out_images_that_are_known_better_than_training_images_leave_membership_open() -> None:
+    losses = np.random.default_rng(5).normal(1, 0.1, 2000)
+    found = privacy.membership(losses[:1000] + 0.1, losses[1000:])
+    assert found.ci95 is not None and found.ci95[1] < 0.4
+    assert found.verdict == "not assessed" and "not what it is said to be" in found.why
 
 
 def test_few_cases_neither_pass_nor_fail() -> None:
@@ -253,10 +309,90 @@ def test_real_images_that_are_training_images_are_refused(tmp_path: Path) -> Non
     assert not (made / "privacy.json").exists()
 
 
+def test_a_dataset_is_no_yardstick_for_itself(tmp_path: Path) -> None:
+    """Neither as it is, nor as a folder of images that holds one of its own."""
+    made = generated(tmp_path / "made", 12).folder
+    training = pictures(tmp_path / "training", range(900, 950))
+    code, told = evaluate(made, "--against", made, "--training", training)
+    assert code == 2 and "drawn is a synthetic dataset" in told
+    real = pictures(tmp_path / "real", [3, *range(500, 520)])
+    code, told = evaluate(made, "--against", real, "--training", training)
+    assert code == 2 and "1 of the 21 images of real are images of the dataset too" in " ".join(told.split())
+
+
+@pytest.mark.parametrize(
+    ("training", "facts", "word", "said"),
+    [
+        ("world:brain-mr", {}, False, ""),
+        ("world:brain-mr?cases=99", {}, True, "holds 99 images of world:brain-mr, which is not all"),
+        ("world:brain-mr", {"adapter": {"name": "adapter"}}, False, "made with an adapter"),
+        ("world:brain-mr", {"adapter": {"name": "adapter"}}, True, ""),
+        ("world:brain-mr", {"base": "model"}, False, "nothing shows"),
+        (".", {}, False, "nothing shows that the images of"),
+        (".", {}, True, ""),
+    ],
+)
+def test_whether_the_training_images_are_all_is_known_or_somebodys_word(
+    tmp_path: Path, training: str, facts: dict[str, object], word: bool, said: str
+) -> None:
+    folder = pictures(tmp_path / "training", range(3))
+    made = Made(generated(tmp_path / "made", 8).folder)
+    made.generated.manifest = replace(made.generated.manifest, models={"image": {**made.facts, **facts}})
+    index = source(str(folder) if training == "." else training, training=True)
+    found = dataset_privacy._gap(made, index, word)
+    assert (said in found) if said else not found
+
+
+def test_the_scenes_of_another_world_are_no_training_images(tmp_path: Path) -> None:
+    real = pictures(tmp_path / "real", range(500, 520))
+    made = generated(tmp_path / "made", 8).folder
+    code, told = evaluate(made, "--against", real, "--training", "world:emoji?cases=9")
+    assert code == 2 and "made by embedded:brain-mr, and world:emoji is not what that was trained on" in told
+
+
+def test_every_image_of_a_large_dataset_is_compared_with_training_images(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Fidelity looks at 8 of 30 images, which leave number 29 out; that is a copy, and the rows are of a table."""
+    monkeypatch.setattr(dataset_features.chosen, "__defaults__", (8,))
+    monkeypatch.setattr(dataset_features.look, "__kwdefaults__", {"most": 8})
+    made = generated(tmp_path / "made", 30, image=lambda i: drawn(907 if i == 29 else i), rows_from="table").folder
+    assert 29 not in dataset_features.chosen(Made(made))
+    training = pictures(tmp_path / "training", range(900, 950))
+    code, told = evaluate(made, "--against", pictures(tmp_path / "real", range(500, 520)), "--training", training)
+    assert code == 0, told
+    found = release.read(made)
+    assert found.verdict == "failed" and found.measures["copies"]["cases"] == ["syn-5a5a5a5a-000029"]
+    assert found.measures["given_rows"]["verdict"] == "not assessed"
+    assert json.loads((made / "evaluation.json").read_text())["n"] == 8
+
+
+def test_cells_of_a_csv_are_what_the_dataset_says_they_are(tmp_path: Path) -> None:
+    folder = tmp_path / "real"
+    folder.mkdir()
+    drawn(1).save(folder / "a.png")
+    kinds = {"smokes": "boolean", "grade": "category", "age": "integer", "site": "category"}
+
+    def row(cells: str) -> dict[str, object]:
+        (folder / "metadata.csv").write_text(f"file_name,smokes,grade,age,other\n{cells}\n", encoding="utf-8")
+        found = source(str(folder))
+        looks = Looks(np.zeros((1, 1)), np.zeros((1, 1)), (b"",), (found.row(0),), (0,))
+        return dict(looks.typed(kinds, found.name).rows[0])
+
+    assert row("a.png,true,1,,x") == {"smokes": True, "grade": "1", "age": None}
+    with pytest.raises(InputError, match=r"real, image 1: age is 'N/A', and the column is of kind number"):
+        row("a.png,true,1,N/A,x")
+    (folder / "metadata.csv").unlink()
+    (folder / "metadata.jsonl").write_text("[1]\n", encoding="utf-8")
+    with pytest.raises(InputError, match="is no object with columns"):
+        source(str(folder))
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
         ((), "--against IMAGES"),
+        (("--against", "world:brain-mr?cases=9", "--training-is-whole"), "name them by --training"),
         (("--against", "nowhere"), "no folder nowhere"),
         (("--against", "world:moon"), "is no world"),
         (("--against", "world:brain-mr?cases=0"), "is no world"),

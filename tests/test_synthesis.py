@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections import Counter
 from pathlib import Path
@@ -112,6 +113,37 @@ def test_the_recipe_is_balanced_to_within_a_percent() -> None:
     assert Counter(row.split for row in rows.rows(wanted)) == {"train": 1600, "validation": 200, "test": 200}
 
 
+@pytest.mark.parametrize("cases", [45, 60, 100, 333])
+def test_small_splits_have_their_share_of_every_value(cases: int) -> None:
+    """The axes go round in fives (4 lesions, 1 none), and a test split takes every tenth row: dealt by strata alone it
+    had none without a lesion among 60 rows, and nothing else among 45. Every count is within 2.5 of its share,
+    that of lesions within 1, so that a split that is asked for one row of a value has one.
+    """
+    wanted = spec.load(dataset_recipes()["brain-mr-dataset"], [f"cases={cases}"])
+    found = list(rows.rows(wanted))
+    quotas = {45: (36, 5, 4), 60: (48, 6, 6), 100: (80, 10, 10), 333: (267, 33, 33)}  # 266.4 has the largest remainder
+    sizes = Counter(row.split for row in found)
+    assert tuple(sizes[split] for split in ("train", "validation", "test")) == quotas[cases]
+    for name in wanted.strata:
+        whole = Counter(row.cells[name] for row in found if row.cells[name] is not None)
+        counts = Counter((row.split, row.cells[name]) for row in found)
+        for (split, share), (value, count) in itertools.product(wanted.splits.items(), whole.items()):
+            assert abs(counts[split, value] - share * count) < (1 if name == "lesion" else 2.5), (split, value)
+    assert rows.survey(wanted) == rows.survey(wanted)
+
+
+def test_a_split_that_is_too_small_is_told(tmp_path: Path) -> None:
+    """Of 4 rows, 3 with a lesion, a test split of a quarter has one row: it lacks a plane, and one sort of lesion."""
+    wanted = load(tmp_path, AXES, "cases=4", "strata=[plane, lesion]", "splits={train: 0.75, test: 0.25}")
+    found = rows.survey(wanted)
+    test = next(row.cells for row in rows.rows(wanted) if row.split == "test")
+    others = [f"lesion {'none' if test['lesion'] == 'present' else 'present'}",
+              f"plane {'coronal' if test['plane'] == 'axial' else 'axial'}"]  # fmt: skip
+    assert found.splits["test"] == 1 and found.lacking["test"] == tuple(others)
+    assert f"split test has 1 of the 4 rows, and none with {', '.join(others)}" in found.warnings()
+    assert rows.survey(load(tmp_path, AXES)).warnings() == []
+
+
 def test_numbers_follow_their_distribution(tmp_path: Path) -> None:
     """4 000 draws: the mean of uniform integers 20..80 is 50 with a standard error of 17.6/63 = 0.28; the normal one,
     cut at one deviation, has its mean and all of it within the range.
@@ -211,7 +243,6 @@ def table(folder: Path, content: str, *overrides: str) -> Spec:
 def test_rows_of_a_table(tmp_path: Path) -> None:
     wanted = table(tmp_path, CSV)
     kinds = {
-        "who": "text",
         "age": "integer",
         "sex": "category",
         "weight": "number",
@@ -220,14 +251,32 @@ def test_rows_of_a_table(tmp_path: Path) -> None:
     }
     assert rows.survey(wanted).columns == kinds
     assert rows.survey(wanted).strata == {"f": 2, "m": 2}
-    assert cells(wanted)[2] == {"who": "a3", "age": 52, "sex": "f", "weight": None, "smokes": True, "note": "z"}
-    pq.write_table(pa.Table.from_pylist(cells(wanted)), tmp_path / "rows.parquet")
+    assert cells(wanted)[2] == {"age": 52, "sex": "f", "weight": None, "smokes": True, "note": "z"}
+    named = [{"who": f"a{i}", **row} for i, row in enumerate(cells(wanted))]
+    pq.write_table(pa.Table.from_pylist(named), tmp_path / "rows.parquet")
     other = load(tmp_path, TABLE.replace("FILE", str(tmp_path / "rows.parquet")))
     assert cells(other) == cells(wanted)
     assert other.public()["table"]["file"] == "rows.parquet"
     (tmp_path / "rows.csv").write_text(CSV.replace("61.5", "61.6"))
     with pytest.raises(ConfigError, match=r"table.file: .* was changed since the dataset was begun"):
         cells(wanted)
+
+
+def test_where_a_table_is_looked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the folder of the specification, then in the working directory, and what is said names both."""
+    here, there = tmp_path / "here", tmp_path / "there"
+    for folder in (here, there):
+        folder.mkdir()
+        (folder / "rows.csv").write_text(CSV if folder is there else CSV.replace("61.5", "99.5"))
+    monkeypatch.chdir(here)
+    text = TABLE.replace("FILE", "rows.csv")
+    assert cells(load(there, text))[0]["weight"] == 61.5
+    assert load(there, text).public()["table"]["file"] == "rows.csv"
+    (there / "rows.csv").unlink()
+    assert cells(load(there, text))[0]["weight"] == 99.5
+    (here / "rows.csv").unlink()
+    with pytest.raises(UserError, match=f"there is no table rows.csv: it is neither in {there}, .* nor in {here}"):
+        load(there, text)
 
 
 @pytest.mark.parametrize(
@@ -251,8 +300,10 @@ def test_rows_of_a_table(tmp_path: Path) -> None:
         (CSV, ["table.id=name"], r"has no column name; it has who, age"),
         (CSV, ["table.columns.length=integer"], r"has no column length; it has who"),
         (CSV, ["strata=[sexe]"], r"strata: the table has no column sexe; did you mean sex\?"),
+        (CSV, ["strata=[who]"], r"strata: the table has no column who"),
+        (CSV, ["image.template=of {who}"], r"\{who\} is no column"),
         (CSV, ["strata=[age]"], r"strata: age is a column of kind integer; strata are made of categories"),
-        (CSV, ["image.template=at {weight}"], r"\{weight\} is empty in row 2 \(who a3, age 52"),
+        (CSV, ["image.template=at {weight}"], r"\{weight\} is empty in row 2 \(age 52"),
         (CSV, ["cases=3"], r"cases: a table has its own rows"),
         (CSV, ["table.file=rows.txt"], r"there is no table rows.txt"),
     ],

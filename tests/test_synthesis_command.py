@@ -13,6 +13,7 @@ import sqlite3
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -134,6 +135,84 @@ def test_what_cannot_be_loaded_is_told_before_anything_is_written(
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (["image.model=embedded:emojis"], r"there is no embedded model 'emojis'"),
+        (["image.model=embedded:findings-lm"], r"image.model: embedded:findings-lm makes no images"),
+        (["image.model=nowhere"], r"no model folder nowhere"),
+        (["image.adapter=nowhere"], r"there is no adapter folder nowhere"),
+        (["rewards=[clipp]"], r"there is no reward 'clipp'; did you mean clip\?"),
+        (["rewards=['clip?modell=x']"], r"has no argument 'modell'"),
+        (["rewards=['nowhere.py:score']"], r"there is no file nowhere.py"),
+        (["gates=[{gate: memorised, images: nowhere}]"], r"memorised.images: there is no folder nowhere"),
+    ],
+)
+def test_a_dry_run_knows_the_names(tiny: Path, overrides: list[str], said: str, monkeypatch: Any) -> None:
+    """And loads nothing for it."""
+
+    def load(*args: object, **options: object) -> None:
+        raise AssertionError("something was loaded")
+
+    monkeypatch.setattr(generate_models, "load_policy", load)
+    monkeypatch.setattr(generate_models, "load_reward", load)
+    generate.plan(str(tiny), [])
+    with pytest.raises(UserError, match=said):
+        generate.plan(str(tiny), overrides)
+
+
+def test_a_dry_run_warns_of_a_split_that_is_too_small(tiny: Path, capsys: Any) -> None:
+    """7 rows of 3 colours: a tenth of them is one row, of one colour."""
+    generate.plan(str(tiny), ["splits={train: 0.9, test: 0.1}"])
+    said = capsys.readouterr().err
+    assert re.fullmatch(r"warning: split test has 1 of the 7 rows, and none with colour \w+, colour \w+\n", said)
+
+
+def test_a_recipe_goes_on_with_the_specification_of_the_folder(
+    tmp_path: Path, tiny: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    """What --set gave need not be given again; a file of one's own, or another recipe, is told the command."""
+    out = tmp_path / "out"
+    (tmp_path / "tiny").mkdir()
+    monkeypatch.setattr(generate, "dataset_recipes", lambda: {"tiny": tiny, "other": tmp_path / "other.yaml"})
+    (tmp_path / "other.yaml").write_text(tiny.read_text().replace("name: tiny", "name: other"))
+    monkeypatch.setattr(generate_models.Makers, "__init__", stop)
+    for recipe, seed in (("tiny", 3), ("other", 0), (str(tiny), 0)):
+        out.mkdir(exist_ok=True)
+        (out / "spec.yaml").write_text(generate.load("tiny", ["seed=3"]).dump())
+        with pytest.raises(Stopped) as caught:
+            generate.run(recipe, [], out, resume=True)
+        assert caught.value.args[0].seed == seed
+    with pytest.raises(Stopped) as caught:
+        generate.run("tiny", ["seed=5"], out, resume=True)
+    assert caught.value.args[0].seed == 5
+
+
+class Stopped(Exception):
+    """With the specification for which something was to be loaded."""
+
+
+def stop(self: object, spec: object) -> None:
+    raise Stopped(spec)
+
+
+def test_a_place_that_cannot_be_written(tmp_path: Path, tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where a folder cannot be made, and where it may not: one sentence with the reason, which is no full disk."""
+    if sys.platform == "linux":
+        with pytest.raises(RefusedError, match=r"cannot write /proc/dataset: no such file or directory"):
+            generate.run(str(tiny), [], Path("/proc/dataset"))
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(RefusedError, match=r"cannot write .*/file/out: not a directory"):
+        generate.run(str(tiny), [], tmp_path / "file" / "out")
+
+    def forbidden(self: Path, *args: object, **options: object) -> None:
+        raise PermissionError(1, os.strerror(1), str(self))
+
+    monkeypatch.setattr(Path, "mkdir", forbidden)
+    with pytest.raises(RefusedError, match=r"cannot write .*/out: operation not permitted"):
+        generate.run(str(tiny), [], tmp_path / "out")
+
+
 def test_a_bad_specification_ends_with_status_2_and_one_line(tmp_path: Path, tiny: Path) -> None:
     tiny.write_text(tiny.read_text().replace("red", "red, red"))
     done = CliRunner().invoke(main, ["generate", str(tiny), "--out", str(tmp_path / "out")])
@@ -160,7 +239,7 @@ def test_interrupted(tmp_path: Path, tiny: Path, monkeypatch: pytest.MonkeyPatch
     assert hint in capsys.readouterr().err
     with pytest.raises(ConfigError, match="not empty: choose another --out, or continue it with --resume"):
         generate.run(str(tiny), ["seed=3"], tmp_path / "out")
-    with pytest.raises(RefusedError, match="seed was 3, and is 0"):
+    with pytest.raises(RefusedError, match=r"seed was 3, and is 0.*out/spec.yaml --resume --out"):
         generate.run(str(tiny), [], tmp_path / "out", resume=True)
     monkeypatch.undo()
     assert generate.run(str(tiny), ["seed=3"], tmp_path / "out", resume=True) == 0
@@ -216,6 +295,15 @@ def ended(run: subprocess.Popen[str], seconds: float) -> str:
             os.killpg(run.pid, signal.SIGKILL)
 
 
+def until(there: Callable[[], bool], run: subprocess.Popen[str]) -> None:
+    """Waits for something that the processes do; loading takes a while on a busy machine."""
+    deadline = time.monotonic() + 300
+    while not there():
+        if run.poll() is not None or time.monotonic() > deadline:
+            raise AssertionError(ended(run, 0))
+        time.sleep(0.1)
+
+
 def attempts(folder: Path) -> int:
     try:
         with closing(sqlite3.connect(f"file:{folder / 'journal.sqlite'}?mode=ro", uri=True)) as journal:
@@ -225,16 +313,14 @@ def attempts(folder: Path) -> int:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize("rank", [0, 1])
 def test_one_of_two_processes_is_killed(tmp_path: Path, tiny: Path, rank: int) -> None:
     """The other one ends within a minute, with a message; what was made is kept, and goes on to the same bytes."""
     out, more = tmp_path / "out", ["cases=64", "image.sampler.steps=20"]
     sets = [word for one in more for word in ("--set", one)]
     run = launched("apps.cli", "generate", str(tiny), *sets, "--out", str(out))
-    deadline = time.monotonic() + 120
-    while attempts(out) < 4:
-        assert run.poll() is None and time.monotonic() < deadline
-        time.sleep(0.2)
+    until(lambda: attempts(out) >= 4, run)
     ranks = {_rank(pid): pid for pid in _children(run.pid)}
     os.kill(ranks[str(rank)], signal.SIGKILL)
     said = ended(run, 60)
@@ -256,9 +342,10 @@ def _rank(pid: int) -> str:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize("ranks", ["1", "01"])
 def test_processes_that_refuse_while_loading(tmp_path: Path, tiny: Path, ranks: str) -> None:
-    """One process alone says why; where both refuse, the first does."""
+    """One process alone says why, and both end within a minute; where both refuse, the first speaks."""
     script = tmp_path / "refusing.py"
     script.write_text(
         "import os\n"
@@ -266,12 +353,14 @@ def test_processes_that_refuse_while_loading(tmp_path: Path, tiny: Path, ranks: 
         "from apps.cli import main\n"
         "from diffalign.errors import InputError\n"
         "def refuse(self):\n"
+        f"    open({str(tmp_path / 'refused')!r}, 'a').close()\n"
         "    raise InputError('the weights cannot be read here')\n"
         f"if os.environ['RANK'] in {ranks!r}:\n"
         "    generate_models.Makers.makers = refuse\n"
         "main()\n"
     )
     run = launched(script, "generate", str(tiny), "--out", str(tmp_path / "out"))
+    until((tmp_path / "refused").exists, run)
     said = ended(run, 60)
     assert run.returncode and said.count("error: the weights cannot be read here") == 1, said
     assert "exitcode  : 2" in said

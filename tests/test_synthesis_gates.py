@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+import tracemalloc
+import weakref
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +14,9 @@ import torch
 from PIL import Image
 
 from apps.catalogue import dataset_recipes
-from apps.generate_models import encoder
-from diffalign.synthesis import beginning, rows, spec, store
+from apps.generate_models import _pictures, encoder
+from diffalign.errors import InputError, NotFoundError
+from diffalign.synthesis import beginning, gates, rows, spec, store
 from diffalign.synthesis.cases import Manifest
 from diffalign.synthesis.engine import Engine, Maker
 from diffalign.synthesis.gates import Blank, Candidate, Duplicates, Floor, Memorised, perceptual_hash
@@ -161,7 +164,7 @@ def test_the_perceptual_hash() -> None:
     for image, own in zip(smooth, hashes, strict=True):
         changed = Image.fromarray(np.clip(np.asarray(image) * 0.9 + noise + 10, 0, 255).astype(np.uint8))
         assert (perceptual_hash(changed) ^ own).bit_count() <= 4
-        assert perceptual_hash(image.resize((128, 128), Image.Resampling.BICUBIC)) ^ own < 2**64
+        assert (perceptual_hash(image.resize((128, 128), Image.Resampling.BICUBIC)) ^ own).bit_count() <= 4
     apart = [(a ^ b).bit_count() for i, a in enumerate(hashes) for b in hashes[:i]]
     assert min(apart) > 8 and abs(sum(apart) / len(apart) - 32) < 3
 
@@ -180,18 +183,52 @@ def test_wide_images_keep_their_bits() -> None:
     assert Memorised([image], 0.03)(both)[0] != "" and Memorised([image], 0.03)(both)[1] == ""
 
 
-def test_memorised_by_embedding() -> None:
-    """A mirrored copy is far away in pixels; an encoder that does not mind mirrors finds it."""
-    training, other = drawn(1, size=32), drawn(2, size=32)
-    mirrored = training.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+def test_the_nearest_training_image_counts_wherever_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the first, a middle or the last block of three; the distance is the root mean square of 32x32 grey pixels."""
+    monkeypatch.setattr(gates, "_BLOCK", 4)
+    training = [drawn(i, size=32) for i in range(10)]
+    grey = [np.asarray(image.convert("L"), dtype=np.float64) / 255 for image in training]
+    for i in (0, 3, 4, 9):
+        changed = np.clip(np.asarray(training[i]).astype(int) + 5, 0, 255).astype(np.uint8)
+        made = Image.fromarray(changed)
+        own = np.asarray(made.convert("L"), dtype=np.float64) / 255
+        least = min(float(np.sqrt(((own - one) ** 2).mean())) for one in grey)
+        asked = [Candidate(Sample(Prompt("x"), image=made))]
+        (reason,) = Memorised(training, 0.03)(asked)
+        assert reason == f"a training image is {least:.4f} away in pixels, not above 0.03"
+        assert Memorised([*training[:i], *training[i + 1 :]], 0.03)(asked) == [""]
 
-    def encode(images: Sequence[Image.Image]) -> np.ndarray[tuple[int, int], np.dtype[np.float32]]:
-        columns = np.stack([np.sort(np.asarray(image, dtype=np.float32).ravel())[::64] for image in images])
-        centred = columns - 127.5 + np.arange(columns.shape[1]) % 7
-        lengths: np.ndarray[tuple[int, int], np.dtype[np.float32]] = np.linalg.norm(centred, axis=1, keepdims=True)
-        return (centred / lengths).astype(np.float32)
 
-    candidates = [Candidate(Sample(Prompt("x"), image=image), b"x") for image in (mirrored, other)]
-    assert Memorised([training], 0.03)(candidates) == ["", ""]
-    reasons = Memorised([training], 0.03, 0.99999, encode)(candidates)
-    assert reasons[0].startswith("a training image is alike by 1.0000") and reasons[1] == ""
+def test_many_training_images_take_little_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """6 000 of them are 24 MiB of floats. They are decoded one at a time, and compared in blocks of 256 (1 MiB)."""
+    monkeypatch.setattr(gates, "_BLOCK", 256)
+    images, alive = [drawn(i, size=32) for i in range(5)], list[weakref.ref[Image.Image]]()
+
+    def decoded() -> Iterator[Image.Image]:
+        for i in range(6000):
+            assert sum(one() is not None for one in alive[-4:]) <= 2
+            image = images[i % 4].copy()
+            alive.append(weakref.ref(image))
+            yield image
+
+    gate = Memorised(decoded(), 0.03)
+    candidates = [Candidate(Sample(Prompt("x"), image=image)) for image in images]
+    gate(candidates)
+    tracemalloc.start()
+    try:
+        assert [bool(reason) for reason in gate(candidates)] == [True] * 4 + [False]
+        assert tracemalloc.get_traced_memory()[1] < 8 * 2**20
+    finally:
+        tracemalloc.stop()
+
+
+def test_training_images_are_decoded_when_they_are_asked_for(tmp_path: Path) -> None:
+    drawn(1, size=32).save(tmp_path / "a.png")
+    (tmp_path / "b.png").write_bytes(b"no image")
+    found = iter(_pictures(str(tmp_path)))
+    assert next(found).size == (32, 32)
+    with pytest.raises(InputError):
+        next(found)
+    (tmp_path / "none").mkdir()
+    with pytest.raises(NotFoundError, match=r"memorised.images: there is no image in"):
+        _pictures(str(tmp_path / "none"))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -52,14 +54,30 @@ def test_wrong_labels_teach_nothing() -> None:
     assert utility.accuracy(utility.probe(right, features[200:], features[200:])).value > 0.95
 
 
-def test_the_probe_is_at_its_optimum() -> None:
-    """At the minimum the gradient of mean cross-entropy + |W|^2 / 2N is 0; flipped labels give the flipped answer."""
+def test_the_probe_is_at_its_optimum(monkeypatch: pytest.MonkeyPatch) -> None:
+    """At the minimum the gradient of mean cross-entropy + |W|^2 / 2N is 0: with p the softmax and Y the labels,
+    X'(p - Y) / N + W / N for the weights and the mean of p - Y for the bias. Flipped labels give the flipped answer.
+    """
+    found = list[list[torch.Tensor]]()
+
+    class Watched(torch.optim.LBFGS):
+        def __init__(self, params: list[torch.Tensor], **options: Any) -> None:
+            found.append(params)
+            super().__init__(params, **options)
+
+    monkeypatch.setattr(torch.optim, "LBFGS", Watched)
     chance = np.random.default_rng(0)
     features = chance.normal(size=(60, 3))
     table = [{"side": "left" if x + 0.3 * chance.normal() > 0 else "right"} for x in features[:, 0]]
     other = [{"side": {"left": "right", "right": "left"}[row["side"]]} for row in table]
     first, second = (utility.tasks(made, table, KINDS)["side"] for made in (table, other))
     assert (utility.probe(first, features, features) + utility.probe(second, features, features)).tolist() == [1.0] * 60
+    weight, bias = (one.detach().numpy() for one in found[0])
+    known = (features - features.mean(0)) / features.std(0, ddof=1)
+    odds = np.exp(known @ weight + bias)
+    wrong = odds / odds.sum(1, keepdims=True) - np.eye(2)[first.train_labels.numpy()]
+    assert np.abs(weight).max() > 0.5
+    assert np.abs(known.T @ wrong + weight).max() / 60 < 1e-5 and np.abs(wrong.mean(0)).max() < 1e-5
 
 
 def test_only_attributes_that_both_tables_have_are_tasks() -> None:

@@ -242,8 +242,10 @@ def test_a_change_with_new_hashes_is_found_by_what_it_contradicts(
 )
 def test_a_table_that_names_another_file_is_not_followed(name: str, copy: Callable[[str], Path]) -> None:
     folder = copy("imagefolder")
-    path = folder / "data" / "train" / "metadata.jsonl"
-    path.write_text(path.read_text().replace("00000/00000000.png", name, 1))
+    path = folder / "data" / "train" / "metadata.parquet"
+    table = pq.read_table(path)
+    names = [name, *table["file_name"].to_pylist()[1:]]
+    pq.write_table(table.set_column(0, "file_name", pa.array(names, pa.string())), path)
     sums.write(folder)
     assert any("which is not where an export has it" in fault for fault in faults(folder))
 
@@ -265,7 +267,13 @@ def test_a_pickle_in_a_tar_is_not_read(copy: Callable[[str], Path]) -> None:
 
 
 def test_a_dataset_that_is_not_complete(tmp_path: Path) -> None:
+    """One that was begun is no dataset that was changed; one that was finished, and lacks a case now, is."""
     sealed(tmp_path / "made", complete=False)
+    (tmp_path / "made" / sums.NAME).unlink()
+    done = CliRunner().invoke(main, ["verify", str(tmp_path / "made")])
+    assert done.exit_code == 2 and len(done.output.splitlines()) == 1
+    assert done.output.startswith(f"error: {tmp_path / 'made'} is not finished") and "--resume" in done.output
+    sums.write(tmp_path / "made")
     found = faults(tmp_path / "made")
     assert "the dataset is not complete: continue it with --resume" in found
     assert any("cases instead of" in fault for fault in found)

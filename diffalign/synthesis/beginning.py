@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 
 from diffalign.errors import InputError, NotFoundError, RefusedError
-from diffalign.runs import disk_errors, require_empty, write_text
+from diffalign.runs import disk_errors, flush_folder, require_empty, write_text
 from diffalign.synthesis import store
 from diffalign.synthesis.cases import Manifest
 from diffalign.synthesis.journal import Journal
@@ -23,6 +23,7 @@ def begin(spec: Spec, folder: Path, manifest: Manifest) -> None:
     require_empty(folder)
     with disk_errors(f"cannot write {folder}", folder):
         folder.mkdir(parents=True, exist_ok=True)
+        flush_folder(folder.parent)
         write_text(folder / store.SPEC, spec.dump())
         Journal.create(folder / store.JOURNAL).close()
     store.write_manifest(folder, manifest, complete=False)
@@ -30,6 +31,9 @@ def begin(spec: Spec, folder: Path, manifest: Manifest) -> None:
 
 def resume(spec: Spec, folder: Path, manifest: Manifest) -> bool:
     """Takes a dataset up again, and says whether it is complete already.
+
+    The specification is written before the manifest, which has its hash: where a process was killed between the two,
+    the manifest is brought up to it.
 
     Raises NotFoundError for a folder that holds no dataset, and RefusedError where specification, models or rewards are
     not those that it was begun with. Only ``attempts`` may have been raised.
@@ -45,18 +49,20 @@ def resume(spec: Spec, folder: Path, manifest: Manifest) -> bool:
             raise InputError(f"{folder} has lost its {store.JOURNAL}; without it nothing can be continued")
         with disk_errors(f"cannot write {folder}", folder):
             Journal.create(folder / store.JOURNAL).close()
-    complete = False
+    told = None
     if (folder / store.MANIFEST).is_file():
         begun, complete = store.read_manifest(folder)
         _same_makers(begun, manifest)
-        manifest = replace(begun, spec_sha256=spec.sha256)
-        if not more:
-            return complete
-    if more and not complete:
+        if complete:
+            return True
+        told, manifest = begun.spec_sha256, replace(begun, spec_sha256=spec.sha256)
+    with disk_errors(f"cannot write {folder}", folder):
+        (folder / f".{store.SPEC}.tmp").unlink(missing_ok=True)  # left by a process that was killed while it wrote
+    if more:
         write_text(folder / store.SPEC, spec.dump())
-    if not complete:
+    if told != spec.sha256:
         store.write_manifest(folder, manifest, complete=False)
-    return complete
+    return False
 
 
 def _same_spec(spec: Spec, folder: Path) -> bool:

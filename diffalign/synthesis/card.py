@@ -29,6 +29,13 @@ _READING = {
     "dicom": 'pydicom.dcmread("DIR/data/train/00000/00000000.dcm")',
     "png": 'csv.DictReader(open("DIR/data/rows.csv", newline=""))',
 }
+TEXTS = " (not of its texts: these were NOT ASSESSED)"
+PERSONS = {
+    "axes": "No record belongs to a person; models made everything.",
+    "table": "**The table rows were given, not made, and may be those of real people.** Models made the rest.",
+    "unknown": "**Whether the table rows are those of real people is not known.** Models made the rest.",
+}
+"""Whose the records are, by ``Manifest.rows_from``."""
 LIMITATIONS = (
     "A row says what its image and text were asked to show. The gates checked some of that, and gates are wrong at"
     " times.",
@@ -67,8 +74,8 @@ def _body(about: Exported, acceptance: Mapping[str, Acceptance]) -> Iterator[str
     whole = f"{', '.join(parts)} and a table row" if parts else "a table row"
     yield f"# {escaped(manifest.name)}\n"
     yield _warning(about)
-    yield f"{count} synthetic cases. Each is {whole}. No record"
-    yield "belongs to a person; models made everything. Begun on " + escaped(manifest.created) + ".\n"
+    yield f"{count} synthetic cases. Each is {whole}."
+    yield f"{PERSONS.get(manifest.rows_from, PERSONS['unknown'])} Begun on {escaped(manifest.created)}.\n"
     yield "## How to read it\n"
     yield f"Format: `{about.form}`. `{_READING[about.form]}` reads it. `diffalign verify DIR` checks every file."
     yield "`provenance.jsonl` tells of each case how it was made; `manifest.json` holds what is the same for all.\n"
@@ -100,11 +107,13 @@ def _warning(about: Exported) -> str:
     """The first lines: what somebody has to know who reads nothing else."""
     found = about.release
     said = {
-        "passed": "The privacy report of this dataset passed its tests. That is no proof of anonymity.",
+        "passed": f"The privacy report of this dataset{TEXTS if about.layout.texts else ''} passed its tests."
+        " That is no proof of anonymity.",
         "failed": "**The privacy report of this dataset FAILED.** Handle it like the data its models were trained on.",
         "not assessed": "**The privacy of this dataset was NOT ASSESSED.** It may hold copies of training data.",
     }[found.verdict]
-    lines = [said, *([escaped(found.why)] if found.why else [])]
+    # Each part by itself: together they may be longer than a text that comes from a dataset may be.
+    lines = [said, *(["; ".join(escaped(part) for part in found.why.split("; "))] if found.why else [])]
     if found.allowed_unsafe:
         lines.append("It was exported nevertheless, by --allow-unsafe.")
     return "".join(f"> {line}\n" for line in lines)
@@ -132,7 +141,8 @@ def _governance(about: Exported) -> Iterator[str]:
         for name, words in (("training_data", "training data"), ("lawful_basis", "lawful basis of the training")):
             said = facts.get(name) or f"not stated with this dataset; see the card of {facts.get('name', 'the model')}"
             yield f"- Model of the {escaped(part)}, {words}: {escaped(said)}"
-    yield f"\nPrivacy report: {about.release.verdict}.\n"
+    texts = about.layout.texts and about.release.verdict == "passed"
+    yield f"\nPrivacy report: {about.release.verdict}{TEXTS if texts else ''}.\n"
     yield from _facts(about.release.measures)
 
 

@@ -53,3 +53,5 @@ class Manifest:
     versions: Mapping[str, str]
     created: str
     """Day on which it was begun, ISO 8601; the bytes of the cases do not depend on it."""
+    rows_from: str = "unknown"
+    """``axes``, from which rows are drawn and are nobody's; or a ``table`` that was given, which may be people's."""

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from diffalign.errors import InputError
-from diffalign.synthesis import provenance, sums
+from diffalign.synthesis import card, provenance, sums
 from diffalign.synthesis.exports.layout import Kind
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 NAME = "croissant.json"
 _TABLES: Mapping[str, tuple[str, str]] = {
     "parquet": ("data/*.parquet", "application/x-parquet"),
-    "imagefolder": ("data/*/metadata.jsonl", "application/jsonlines"),
+    "imagefolder": ("data/*/metadata.parquet", "application/x-parquet"),
     "png": ("data/rows.csv", "text/csv"),
 }
 """What holds the records, and its type; WebDataset and DICOM have no table."""
@@ -118,9 +118,11 @@ def _cases(about: Exported) -> mlcroissant.RecordSet:
 def _responsibly(about: Exported) -> dict[str, Any]:
     """The fields for responsible AI; the card says the same at greater length."""
     judges = [f"{name} ({facts.get('unit', '')})" for name, facts in about.dataset.rewards.items()]
-    privacy = f"Privacy report: {about.release.verdict}. {about.release.why}"
+    texts = card.TEXTS if about.layout.texts and about.release.verdict == "passed" else ""
+    privacy = f"Privacy report: {about.release.verdict}{texts}. {about.release.why}"
+    persons = card.PERSONS.get(about.dataset.rows_from, card.PERSONS["unknown"]).replace("*", "")
     return {
-        "data_collection": "Nothing was collected: a model made every image and text from a row of a specification.",
+        "data_collection": "A model made every image and text from a row of a specification. " + persons,
         "data_collection_type": ["Synthetic generation"],
         "data_annotation_protocol": ["A row says what its image and text were asked to show; gates checked it."],
         "machine_annotation_tools": judges,
@@ -128,7 +130,7 @@ def _responsibly(about: Exported) -> dict[str, Any]:
         "data_limitations": ["A gate can be wrong; not everything in an image was asked for, or checked."],
         "data_use_cases": ["Training and testing of methods, beside real data."],
         "personal_sensitive_information": [
-            "No record belongs to a person. Synthetic data are not automatically anonymous.",
+            f"{persons} Synthetic data are not automatically anonymous.",
             privacy,
         ],
         "data_social_impact": "Not for diagnosis, nor for any decision about a person.",

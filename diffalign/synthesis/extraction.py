@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from scipy.spatial.distance import cdist
 
 from diffalign.intervals import wilson
-from diffalign.synthesis.privacy import CLIQUE, COPY, FEWEST_HELD_OUT, NAMED, Floats, Measure, nearest, unmeasured
+from diffalign.synthesis.privacy import CLIQUE, FEWEST_HELD_OUT, NAMED, Floats, Measure, nearest, nearness, unmeasured
 
 Again = Callable[[str], Floats]
 """Images of a prompt ``(K, D)``, each from a seed of its own."""
@@ -23,16 +23,18 @@ Again = Callable[[str], Floats]
 def extraction(
     sample: Again, prompts: Sequence[str], training: Floats, held_out: Floats, *, clique: int = CLIQUE
 ) -> Measure:
-    """Prompts from which a training image comes back: ``clique`` of their images are alike, and one of these is a copy.
+    """Prompts from which a training image comes back in any of their images. One prompt fails.
 
-    Alike, and a copy, are images nearer to each other, or to a training image, than ``COPY`` times the nearest
-    held-out image is to training. ``held_out (H,)`` are the distances of held-out images to training. One prompt fails.
+    A copy is as near to a training image as ``privacy.nearness`` of ``held_out (H,)``, the distances of held-out images
+    to training. Beside it, without deciding anything, stand the prompts of which ``clique`` images are as near to each
+    other: a model that gives one image again and again remembers something, though perhaps nothing of the index.
     """
-    if len(held_out) < FEWEST_HELD_OUT or not prompts:
+    if len(held_out) < FEWEST_HELD_OUT or not prompts or not np.isfinite(held_out).all():
         return unmeasured(
-            f"{len(held_out)} held-out images and {len(prompts)} prompts; it needs {FEWEST_HELD_OUT} and 1"
+            f"{len(held_out)} held-out images and {len(prompts)} prompts; it needs {FEWEST_HELD_OUT} and 1, and"
+            " distances that are numbers"
         )
-    limit = COPY * float(held_out.min())
+    limit = nearness(held_out)
     caught: list[int] = []
     alike, count = 0, 0
     for number, prompt in enumerate(prompts):
@@ -40,12 +42,11 @@ def extraction(
         count += len(made)
         if len(made) < clique:
             return unmeasured(f"{len(made)} images of a prompt cannot be {clique} that are alike")
-        group = largest_clique(cdist(made, made) < limit)
-        if len(group) < clique:
-            continue
-        alike += 1
-        if nearest(made[group], training)[0].min() < limit:
+        alike += len(largest_clique(cdist(made, made) <= limit)) >= clique
+        if nearest(made, training)[0].min() <= limit:
             caught.append(number)
+    if not caught and not limit:
+        return unmeasured("1% of the held-out images or more are training images: nothing can be nearer")
     text = (
         f"{len(caught)} of {len(prompts)} training prompts, each asked {count // len(prompts)} times, gave a training"
         f" image back ({alike} gave {clique} or more images that are alike)"

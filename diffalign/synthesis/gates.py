@@ -5,14 +5,16 @@ Shape legend: ``N`` images, ``D`` numbers of an embedding.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from diffalign.synthesis.journal import Part
+from diffalign.synthesis.privacy import nearest
 from diffalign.types import Reward, Sample
 
 if TYPE_CHECKING:
@@ -22,6 +24,8 @@ Encoder = Callable[[Sequence["Image"]], NDArray[np.float32]]
 """Embeddings ``(N, D)`` of images, of length 1."""
 GREY = 32
 """Side of the small grey images that are compared."""
+_BLOCK = 4096
+"""Training images that are compared with at a time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,35 +127,32 @@ class Floor:
 
 
 class Memorised:
-    """An image is no copy of a training image: none is near in pixels, nor, where asked, by embedding."""
+    """An image is no copy of a training image: none is near in pixels.
+
+    Of each training image only its small grey pixels are in memory: 4 KiB.
+    """
 
     name = "memorised"
     parts: frozenset[Part] = frozenset({"image"})
 
-    def __init__(
-        self, training: Sequence[Image], distance: float, similarity: float | None = None, encode: Encoder | None = None
-    ) -> None:
-        self.distance, self.similarity, self.encode = distance, similarity, encode
-        self.pixels = np.stack([small(image).ravel() for image in training])
-        self.embeddings = encode(training) if encode is not None and similarity is not None else None
+    def __init__(self, training: Iterable[Image], distance: float) -> None:
+        self.distance = distance
+        left = (small(image).ravel() for image in training)
+        self.blocks: list[NDArray[np.float32]] = []
+        while block := list(islice(left, _BLOCK)):
+            self.blocks.append(np.stack(block))
 
     def __call__(self, candidates: Sequence[Candidate]) -> list[str]:
         """See Gate."""
         if not candidates:
             return []
-        reasons = []
-        near: Sequence[float | None] = [None] * len(candidates)
-        if self.encode is not None and self.embeddings is not None:
-            near = (self.encode([c.picture for c in candidates]) @ self.embeddings.T).max(1).tolist()
-        for candidate, cosine in zip(candidates, near, strict=True):
-            found = float(np.sqrt(((self.pixels - small(candidate.picture).ravel()) ** 2).mean(1)).min())
-            if found <= self.distance:
-                reasons.append(f"a training image is {found:.4f} away in pixels, not above {self.distance:g}")
-            elif cosine is not None and self.similarity is not None and cosine >= self.similarity:
-                reasons.append(f"a training image is alike by {cosine:.4f}, not below {self.similarity:g}")
-            else:
-                reasons.append("")
-        return reasons
+        asked = np.stack([small(candidate.picture).ravel() for candidate in candidates])
+        # A root mean square is a distance over the root of the number of pixels.
+        found = np.min([nearest(asked, block)[0][:, 0] for block in self.blocks], axis=0) / GREY
+        return [
+            f"a training image is {rms:.4f} away in pixels, not above {self.distance:g}" if rms <= self.distance else ""
+            for rms in found.tolist()
+        ]
 
 
 class Duplicates:

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from diffalign.errors import InputError, NotFoundError, RefusedError
+from diffalign.runs import flush_folder
 from diffalign.synthesis.cases import Value
 
 Part = Literal["image", "text"]
@@ -104,6 +105,7 @@ class Journal:
                 connection.executescript(SCHEMA)
             _flush(part)
             part.replace(path)
+            flush_folder(path.parent)
         except sqlite3.Error as error:
             raise _fault(path, error) from None
         return cls(path, writable=True)
@@ -128,6 +130,7 @@ class Journal:
             raise _fault(self.path, error) from None
         self.close()
         packed.replace(self.path)
+        flush_folder(self.path.parent)
 
     # -- writing ------------------------------------------------------------------------------------------------------
 

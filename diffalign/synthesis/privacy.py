@@ -28,10 +28,11 @@ EXPECTED = 0.01
 SHARE_LIMIT = 0.05
 """Share of synthetic cases within the threshold, where 0.01 are expected of a model that copies nothing."""
 COPY = 0.5
-"""A copy is nearer to a training image than so much of the distance of the nearest held-out one. An image that differs
-from a training image by noise of its own alone is at least ``1/sqrt(2)`` as far as a held-out one."""
+"""A copy is as near to a training image as this share of the 1st percentile of the held-out ones' distances. An image
+that differs from a training image by noise of its own alone is at least ``1/sqrt(2)`` as far as a held-out one."""
 AUC_LIMIT = 0.6
-"""Area under the curve of membership inference: 0.5 is a guess."""
+"""Area under the curve of membership inference: 0.5 is a guess. As far below 0.5 the images are not what they are said
+to be."""
 FEWEST_HELD_OUT = 200
 """Fewer held-out cases have no 1st percentile worth the name: it would be their nearest one, or the second."""
 CLIQUE = 5
@@ -80,11 +81,14 @@ def unmeasured(why: str) -> Measure:
     return Measure("not assessed", why)
 
 
-def report(measures: Mapping[str, Measure], about: Mapping[str, Any], *, index: str = "") -> dict[str, Any]:
+def report(
+    measures: Mapping[str, Measure], about: Mapping[str, Any], *, index: str = "", scope: str = ""
+) -> dict[str, Any]:
     """The content of ``privacy.json``: the verdict over all measures, why, and each of them.
 
     One that failed fails the dataset. It passes only if all of ``REQUIRED`` and everything else that decides
-    passed, and the training index is whole; ``index`` says what is wrong with it. ``about`` says what was compared.
+    passed, and the training index is whole; ``index`` says what is wrong with it. ``about`` says what was compared, and
+    ``scope`` is a sentence on what a pass does not cover, or rests on.
     """
     missing = {name: unmeasured("it was not measured") for name in REQUIRED if name not in measures}
     known = {**measures, **missing}
@@ -93,14 +97,12 @@ def report(measures: Mapping[str, Measure], about: Mapping[str, Any], *, index: 
     verdict: Verdict = "failed" if failed else "not assessed" if open_ or index else "passed"
     if failed:
         why = "; ".join(f"{shown(name)}: {known[name].why}" for name in failed)
-    elif index:
-        why = index
-    elif open_:
-        why = "; ".join(f"{shown(name)}: {known[name].why}" for name in open_)
+    elif open_ or index:
+        why = "; ".join([*([index] if index else []), *(f"{shown(name)}: {known[name].why}" for name in open_)])
     else:
         why = (
             "nothing that was measured tells the training data from held-out data by more than the limits; that is no"
-            " proof that the dataset is anonymous"
+            " proof that the dataset is anonymous" + (f"; {scope}" if scope else "")
         )
     return {
         "verdict": verdict,
@@ -120,14 +122,22 @@ def shown(name: str) -> str:
     return name.replace("_", " ")
 
 
-def nearest(queries: Floats, training: Floats, count: int = 1) -> tuple[Floats, NDArray[np.int64]]:
+def nearest(
+    queries: NDArray[np.floating[Any]], training: NDArray[np.floating[Any]], count: int = 1
+) -> tuple[Floats, NDArray[np.int64]]:
     """Distances ``(Q, count)`` of each row to the nearest training rows, and which these are; nearest first.
 
-    Candidates are found by a matrix product; their distances are then computed exactly, so that a copy is at 0.
+    Candidates are found by a matrix product; their distances are then computed exactly, so that a copy is at 0. Raises
+    InputError where rows do not fit each other or hold what is no number: then nothing is known to be far.
     """
     asked, known = (np.ascontiguousarray(rows, dtype=np.float32) for rows in (queries, training))
     if len(known) < count or asked.ndim != 2 or asked.shape[1:] != known.shape[1:]:
         raise InputError(f"{len(known)} training rows of {known.shape[1:]} do not fit rows of {asked.shape[1:]}")
+    for rows, words in ((asked, "rows that are compared"), (known, "training rows")):
+        if wrong := int((~np.isfinite(rows)).any(axis=1).sum()):
+            raise InputError(
+                f"{wrong} of {len(rows)} {words} hold what is no number, so nothing can be measured by them"
+            )
     middle = known.mean(0)
     centred, lengths = known - middle, ((known - middle) ** 2).sum(1)
     take = min(len(known), max(_CANDIDATES, 2 * count))
@@ -159,6 +169,8 @@ def closer(synthetic: Floats, held_out: Floats, what: str) -> Measure:
         return unmeasured(f"{len(held_out)} held-out cases are too few; it needs {FEWEST_HELD_OUT}")
     if not len(synthetic):
         return unmeasured("there is no synthetic case")
+    if not (np.isfinite(synthetic).all() and np.isfinite(held_out).all()):
+        return unmeasured("a distance is no number")
     limit = threshold(held_out)
     found = share(synthetic < limit)
     assert found.ends is not None
@@ -181,22 +193,39 @@ def judged(ends: tuple[float, float], limit: float) -> Verdict:
     return "passed" if ends[1] <= limit else "failed" if ends[0] > limit else "not assessed"
 
 
-def copies(distances: Mapping[str, tuple[Floats, Floats]], names: Sequence[str]) -> Measure:
-    """Synthetic cases that are copies: far nearer to training than any held-out one, in any of the spaces.
+def nearness(held_out: Floats) -> float:
+    """How near to a training image a copy is: ``COPY`` times the 1st percentile of held-out distances ``(H,)``.
 
-    ``distances`` holds, by space, those of synthetic ``(S,)`` and held-out ``(H,)`` cases to training. One copy fails.
-    ``names`` are the synthetic cases' ids.
+    Not their least one: a single real image that resembles a training image would set it to nothing.
     """
-    found, limits, fewest = np.zeros(len(names), dtype=bool), {}, min(len(held) for _, held in distances.values())
-    if fewest < FEWEST_HELD_OUT or not names:
-        return unmeasured(f"{fewest} held-out and {len(names)} synthetic cases; it needs {FEWEST_HELD_OUT} and 1")
-    for space, (own, held_out) in distances.items():
-        limits[space] = COPY * float(held_out.min())
-        found |= own < limits[space]
+    return COPY * threshold(held_out)
+
+
+def copies(distances: Mapping[str, tuple[Floats, Floats]], names: Sequence[str], same: Sequence[bool] = ()) -> Measure:
+    """Synthetic cases that are copies: far nearer to training than held-out ones, in any of the spaces. One fails.
+
+    ``distances`` holds, by space, those of synthetic ``(S,)`` and held-out ``(H,)`` cases to training. ``names`` are
+    the synthetic cases' ids; ``same`` says which are training images pixel by pixel, wherever the limits lie.
+    """
+    fewest = min(len(held) for _, held in distances.values())
+    found = np.array(same or [False] * len(names), dtype=bool)
+    if not found.any():
+        if fewest < FEWEST_HELD_OUT or not names:
+            return unmeasured(f"{fewest} held-out and {len(names)} synthetic cases; it needs {FEWEST_HELD_OUT} and 1")
+        if not all(np.isfinite(side).all() for sides in distances.values() for side in sides):
+            return unmeasured("a distance is no number")
+    limits = {space: nearness(held_out) for space, (_, held_out) in distances.items() if len(held_out)}
+    for space, (own, _) in distances.items():
+        found |= own <= limits.get(space, 0.0)
     who = [name for name, hit in zip(names, found.tolist(), strict=True) if hit]
-    text = f"{len(who)} of {len(names)} are less than half as far from a training image as the nearest held-out one"
-    ends = wilson(len(who), len(names))
     facts = {"threshold": limits, "cases": who[:NAMED]}
+    if not who and (zero := [space for space, limit in limits.items() if not limit]):
+        return unmeasured(f"by {zero[0]}, 1% of the held-out images or more are training images: nothing can be nearer")
+    text = (
+        f"{len(who)} of {len(names)} are no more than half as far from a training image as 99% of held-out ones, or are"
+        " the same image"
+    )
+    ends = wilson(len(who), len(names))
     return Measure("failed" if who else "passed", text, len(who) / len(names), ends, len(names), 0.0, facts)
 
 
@@ -221,7 +250,8 @@ def membership(members: Floats, others: Floats) -> Measure:
     """Can the losses of training cases ``(T,)`` be told from held-out ones' ``(H,)``? (Yeom et al. 2018).
 
     The area under the curve of "a lower loss is a training case", with DeLong's interval (1988), and, at the threshold
-    below which 1 % of the held-out cases are, the share of training cases (Carlini et al. 2022). Both have a limit.
+    below which 1 % of the held-out cases are, the share of training cases (Carlini et al. 2022). Both have a limit. An
+    area as far below 0.5 as the limit is above it says that the cases are not what they are said to be: no pass.
     """
     if min(len(members), len(others)) < FEWEST_HELD_OUT or not (
         np.isfinite(members).all() and np.isfinite(others).all()
@@ -233,13 +263,19 @@ def membership(members: Floats, others: Floats) -> Measure:
     value, ends = auc(members, others)
     caught = closer(members, others, "cases")
     assert caught.ci95 is not None
-    verdicts = (judged(ends, AUC_LIMIT), caught.verdict)
+    upside_down = ends[0] < 1 - AUC_LIMIT
+    verdicts = (judged(ends, AUC_LIMIT), caught.verdict, "not assessed" if upside_down else "passed")
     verdict: Verdict = "failed" if "failed" in verdicts else "not assessed" if "not assessed" in verdicts else "passed"
     text = (
         f"the loss tells training from held-out images with an area under the curve of {value:.3f} ({ends[0]:.3f} to"
         f" {ends[1]:.3f}; 0.5 is a guess, the limit {AUC_LIMIT}), and {caught.value:.1%} ({caught.ci95[0]:.1%} to"
         f" {caught.ci95[1]:.1%}) of training images at 1% false alarms; the limit is {SHARE_LIMIT:.0%}"
     )
+    if upside_down:
+        text += (
+            f"; so far below {1 - AUC_LIMIT:g} the held-out images are known better than the training ones, and one of"
+            " the two sets is not what it is said to be"
+        )
     facts = {"at_1_percent": {"value": caught.value, "ci95": list(caught.ci95), "limit": SHARE_LIMIT}}
     return Measure(verdict, text, value, ends, len(members), AUC_LIMIT, {**facts, "held_out": len(others)})
 

@@ -4,6 +4,11 @@ Rows from axes. The cases are handed down from axis to axis, in the order in whi
 its share of them, rounded down, and what is left over by the largest remainder (Hamilton's method). What an axis was
 owed by earlier roundings is added to its remainders, so that the shares of a late axis come out right over the whole
 table too, though each of its groups may be smaller than 1.
+
+Splits. Each row goes to the split that lags most, where it counts how far a split lags in the row's stratum, among the
+rows with the same value in each column of the strata, and over all rows. Rows come in the order of the axes, and a
+split that looked at the strata alone would step through them in one rhythm with it: a test split of every tenth row
+could be of one value throughout.
 """
 
 from __future__ import annotations
@@ -13,7 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import NormalDist
 
-from diffalign.errors import ConfigError
+from diffalign.errors import ConfigError, NotFoundError
 from diffalign.seeds import derive
 from diffalign.synthesis import tables
 from diffalign.synthesis.axes import Category, Numbers, matches
@@ -23,6 +28,12 @@ from diffalign.synthesis.spec import Spec, TableConfig
 
 MOST_STRATA = 10_000
 ONE_STRATUM = "all"
+SHOWN = 8
+"""Values that a warning names."""
+WITHIN = 0.5
+"""Weight of a split's lag in the stratum. At 1 a stratum of one row, whose largest split always lags most there, would
+outweigh the values of its columns.
+"""
 
 
 @dataclass(frozen=True)
@@ -35,13 +46,35 @@ class Survey:
     strata: Mapping[str, int] = field(default_factory=dict)
     """Rows, by stratum, in the order in which they come."""
     splits: Mapping[str, int] = field(default_factory=dict)
+    lacking: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """By the split that has no row of them: values of the strata's columns (``COLUMN VALUE``) that others have."""
+
+    def warnings(self) -> list[str]:
+        """A sentence for each split that is too small for every value of the strata's columns."""
+        return [
+            f"split {split} has {self.splits[split]} of the {self.count} rows, and none with"
+            f" {', '.join(missing[:SHOWN])}{f' and {len(missing) - SHOWN} more' if len(missing) > SHOWN else ''}"
+            for split, missing in self.lacking.items()
+        ]
 
 
-def known(table: TableConfig) -> TableConfig:
-    """The table with the kinds of all columns and the hash of the file, which is looked through as a whole."""
+def known(table: TableConfig, beside: Path) -> TableConfig:
+    """The table with its place, the kinds of all columns and the hash of the file, which is looked through as a whole.
+
+    A path that is not absolute is looked for in the folder ``beside`` first, that of the specification, and then in the
+    working directory. Raises NotFoundError where it is in neither.
+    """
     path = Path(table.file).expanduser()
+    if not path.is_absolute():
+        places = [beside / path, Path.cwd() / path]
+        path = next((place for place in places if place.is_file()), path)
+        if path not in places:
+            raise NotFoundError(
+                f"there is no table {path}: it is neither in {beside.absolute()}, where the specification is, nor in"
+                f" {Path.cwd()}, the working directory"
+            )
     kinds = tables.kinds(path, table.columns, table.id)
-    return table.model_copy(update={"columns": kinds, "sha256": tables.sha256_of(path)})
+    return table.model_copy(update={"file": str(path), "columns": kinds, "sha256": tables.sha256_of(path)})
 
 
 def survey(spec: Spec) -> Survey:
@@ -51,6 +84,7 @@ def survey(spec: Spec) -> Survey:
     prompting = Prompting(spec)
     strata: dict[str, int] = {}
     splits = dict.fromkeys(spec.splits, 0)
+    held: dict[str, set[str]] = {split: set() for split in spec.splits}
     count = 0
     for row in rows(spec):
         prompting.check(row)
@@ -60,14 +94,17 @@ def survey(spec: Spec) -> Survey:
                 f"strata: {', '.join(spec.strata)} make more than {MOST_STRATA} groups; name fewer columns"
             )
         splits[row.split] += 1
+        held[row.split].update(f"{name} {shown(value)}" for name, value in _grouping(spec, row.cells))
         count += 1
-    return Survey(count, columns(spec), strata, splits)
+    values = sorted(set().union(*held.values()))
+    lacking = {split: tuple(v for v in values if v not in held[split]) for split in splits}
+    return Survey(count, columns(spec), strata, splits, {split: none for split, none in lacking.items() if none})
 
 
 def columns(spec: Spec) -> dict[str, str]:
-    """The kind of each column of the rows."""
+    """The kind of each column of the rows; that which names the rows of a table is checked, and stays behind."""
     if spec.table is not None:
-        return dict(spec.table.columns)
+        return {name: kind for name, kind in spec.table.columns.items() if name != spec.table.id}
     found: dict[str, str] = {}
     for name, axis in spec.axes.items():
         forms = [axis, *(condition.set[name] for condition in spec.conditions if name in condition.set)]
@@ -80,15 +117,20 @@ def columns(spec: Spec) -> dict[str, str]:
 def rows(spec: Spec) -> Iterator[Row]:
     """Every row, in order; the same rows each time."""
     prefix = f"syn-{spec.identity[:8]}"
-    dealer = _Dealer(spec.splits)
+    dealer = _Dealer(spec.splits, spec.cases)
     for index, cells in enumerate(_from_table(spec.table) if spec.table is not None else _drawn(spec)):
         stratum = stratum_of(spec, cells)
-        yield Row(index, f"{prefix}-{index:06d}", cells, stratum, dealer.next(stratum))
+        yield Row(index, f"{prefix}-{index:06d}", cells, stratum, dealer.next(stratum, _grouping(spec, cells)))
 
 
 def stratum_of(spec: Spec, cells: Mapping[str, Value]) -> str:
     """The stratum of a row: its values in the columns that strata are made of; empty ones are left out."""
-    return " / ".join(shown(cells[name]) for name in spec.strata if cells[name] is not None) or ONE_STRATUM
+    return " / ".join(shown(value) for _, value in _grouping(spec, cells)) or ONE_STRATUM
+
+
+def _grouping(spec: Spec, cells: Mapping[str, Value]) -> list[tuple[str, Value]]:
+    """The columns that strata are made of, with the row's values; empty ones are left out."""
+    return [(name, cells[name]) for name in spec.strata if cells[name] is not None]
 
 
 def shown(value: Value) -> str:
@@ -100,7 +142,8 @@ def _from_table(table: TableConfig) -> Iterator[dict[str, Value]]:
     path = Path(table.file).expanduser()
     if table.sha256 is not None and tables.sha256_of(path) != table.sha256:
         raise ConfigError(f"table.file: {path} was changed since the dataset was begun; bring back what it was")
-    return tables.rows(path, table.columns)
+    found = tables.rows(path, table.columns)
+    return ({column: cell for column, cell in row.items() if column != table.id} for row in found)
 
 
 # -- rows from axes ---------------------------------------------------------------------------------------------------
@@ -187,21 +230,33 @@ def _number(form: Numbers, chance: float) -> float | int:
 
 
 class _Dealer:
-    """Deals the cases to splits, so that the shares hold in each stratum and over all of them, as closely as can be."""
+    """Deals the cases to splits, so that the shares hold as closely as can be: over all cases, for each value of the
+    strata's columns, and in each stratum. It holds a number for each split, stratum and value, however many cases.
+    """
 
-    def __init__(self, splits: Mapping[str, float]) -> None:
+    def __init__(self, splits: Mapping[str, float], count: int | None) -> None:
+        """``count`` cases are dealt in all; where that is not known, a split may miss its quota by a case."""
         self.splits = splits
-        self.given: dict[str, dict[str, float]] = {}
+        self.left: dict[str, int] = {}
+        if count is not None:
+            shares = list(splits.values())
+            self.left = dict(zip(splits, allotted(shares, count, [0.0] * len(shares)), strict=True))
+        self.owed: dict[object, dict[str, float]] = {}
+        """Cases that each split is short of (negative: has too many), over all, by stratum, and by column and value."""
 
-    def next(self, stratum: str) -> str:
-        """The split of the next case of a stratum: the one that lags most, here and over all together."""
-        totals = [
-            self.given.setdefault(key, dict.fromkeys(self.splits, 0.0)) for key in (f"in {stratum}", "everywhere")
-        ]
-        for total in totals:
+    def next(self, stratum: str, values: Sequence[tuple[str, Value]]) -> str:
+        """The split of the next case of a stratum, whose columns have these values: the one that lags most."""
+        groups = [(1.0, self._of(())), (WITHIN, self._of(stratum)), *((1.0, self._of(value)) for value in values)]
+        for _, owed in groups:
             for name, share in self.splits.items():
-                total[name] += share
-        chosen = max(self.splits, key=lambda name: round(sum(total[name] for total in totals), 9))
-        for total in totals:
-            total[chosen] -= 1
+                owed[name] += share
+        open_ = [name for name in self.splits if self.left.get(name, 1)]
+        chosen = max(open_, key=lambda name: round(sum(weight * owed[name] for weight, owed in groups), 9))
+        if self.left:
+            self.left[chosen] -= 1
+        for _, owed in groups:
+            owed[chosen] -= 1
         return chosen
+
+    def _of(self, group: object) -> dict[str, float]:
+        return self.owed.setdefault(group, dict.fromkeys(self.splits, 0.0))

@@ -35,7 +35,8 @@ class TableConfig(Section):
     file: str
     """A ``.csv`` or ``.parquet`` file with a row for each case."""
     id: str | None = None
-    """The column that names the rows, each by a name of its own."""
+    """The column that names the rows, each by a name of its own. It is checked, and is no column of the dataset: a name
+    such as a record number can be a person's."""
     columns: dict[str, Kind] = Field(default_factory=dict)
     """Kinds of columns; those that are not named are found out by what is in them."""
     sha256: str | None = None
@@ -296,19 +297,21 @@ def load(path: Path, overrides: Sequence[str] = ()) -> Spec:
     data, origin = fields_of(path, overrides, "cases: 100")
     spec = parse(data, origin)
     if spec.table is not None:
-        spec = spec.model_copy(update={"table": rows.known(spec.table)})
+        spec = spec.model_copy(update={"table": rows.known(spec.table, path.parent)})
         _check_columns(spec, origin)
     rows.survey(spec)
     return spec
 
 
 def _check_columns(spec: Spec, origin: Mapping[str, str]) -> None:
-    assert spec.table is not None
+    from diffalign.synthesis import rows
+
+    columns = rows.columns(spec)
     for column in spec.strata:
-        kind = spec.table.columns.get(column)
+        kind = columns.get(column)
         if kind is None:
-            near = difflib.get_close_matches(column, spec.table.columns, n=1)
-            known = f"did you mean {near[0]}?" if near else f"it has {', '.join(spec.table.columns)}"
+            near = difflib.get_close_matches(column, columns, n=1)
+            known = f"did you mean {near[0]}?" if near else f"it has {', '.join(columns)}"
             raise ConfigError(f"{standing_at('strata', origin)}strata: the table has no column {column}; {known}")
         if kind not in ("category", "boolean"):
             raise ConfigError(

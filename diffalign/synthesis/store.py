@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from diffalign.errors import InputError, NotFoundError
-from diffalign.runs import disk_errors, write_text
+from diffalign.runs import disk_errors, flush_folder, write_text
 from diffalign.synthesis.cases import Case, Manifest
 from diffalign.synthesis.journal import PARTS, Attempt, Journal, Part
 
@@ -55,13 +55,17 @@ class Files:
         if path.exists() and not part.exists():
             return sha256
         with disk_errors(f"cannot write {path}", path):
-            path.parent.mkdir(parents=True, exist_ok=True)
+            for folder in (self.folder, path.parent):
+                if not folder.exists():
+                    folder.mkdir(parents=True, exist_ok=True)
+                    flush_folder(folder.parent)
             try:
                 with part.open("wb") as file:
                     file.write(data)
                     file.flush()
                     os.fsync(file.fileno())
                 part.replace(path)
+                flush_folder(path.parent)
             except BaseException:
                 part.unlink(missing_ok=True)
                 raise

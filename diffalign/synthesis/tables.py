@@ -8,6 +8,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import math
+import re
 import sqlite3
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
@@ -22,6 +23,9 @@ from diffalign.synthesis.cases import Value
 MOST_CATEGORIES = 100
 """A column of texts with more different ones than this is no category, unless it is said to be one."""
 Cells = dict[str, Any]
+_INTEGER = re.compile(r"0|-?[1-9][0-9]{0,18}")
+_NUMBER = re.compile(r"-?((0|[1-9][0-9]*)(\.[0-9]+)?|\.[0-9]+)([eE][+-][0-9]+)?")
+"""Numbers as programs write them. Anything else that Python would read as one may be a code: 007, 2024_01, 12E4."""
 
 
 @dataclass
@@ -96,18 +100,21 @@ def _boolean(cell: object) -> bool:
 def _integer(cell: object) -> int:
     if isinstance(cell, bool):
         _no(cell)
-    if isinstance(cell, float):
-        if not cell.is_integer():
-            _no(cell)
-        return int(cell)
-    return int(str(cell).strip())
+    text = str(int(cell) if isinstance(cell, float) and cell.is_integer() else cell).strip()
+    if not _INTEGER.fullmatch(text) or not -(2**63) <= int(text) < 2**63:
+        _no(cell)
+    return int(text)
 
 
 def _number(cell: object) -> float:
     if isinstance(cell, bool):
         _no(cell)
-    value = float(str(cell).strip())
-    if not math.isfinite(value):
+    text = str(cell).strip()
+    if not _NUMBER.fullmatch(text):
+        _no(cell)
+    value = float(text)
+    # A long whole number would lose digits; it may be a name.
+    if not math.isfinite(value) or (text.removeprefix("-").isdecimal() and abs(value) > 2**53 - 1):
         _no(cell)
     return value
 

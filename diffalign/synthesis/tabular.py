@@ -32,7 +32,7 @@ def fidelity(synthetic: Rows, real: Rows, kinds: Mapping[str, str]) -> dict[str,
 
     ``kinds`` are those of ``Manifest.columns``; texts, and columns that the real table lacks, are left out and named.
     """
-    there = real[0].keys() if real else ()
+    there = {name for row in real for name in row}
     columns = {name: kind for name, kind in kinds.items() if kind in NUMBERS | CATEGORIES and name in there}
     shapes = {name: shape(synthetic, real, name, kind) for name, kind in columns.items()}
     pairs = {f"{a} / {b}": pair(synthetic, real, (a, b), columns) for a, b in combinations(columns, 2)}

@@ -23,7 +23,10 @@ EVERYDAY = {"debian", "docker", "nobody", "runner", "server", "ubuntu", "localho
 BINARY = {".dcm", ".parquet", ".png", ".sqlite", ".tar"}
 AROUND = 128
 """Bytes before and after the fixed part of a trace that its expression looks at."""
-_FOLDERS = (b"home", b"Users", b"root", b"tmp", b"var", b"mnt", b"opt", b"srv", b"media", b"work", b"scratch")
+_FOLDERS = (
+    b"home", b"Users", b"root", b"tmp", b"private", b"var", b"mnt", b"opt", b"srv", b"media", b"Volumes", b"work",
+    b"workspace", b"workspaces", b"scratch", b"data", b"nfs", b"lustre", b"gpfs",
+)  # fmt: skip
 
 Wanted = tuple[bytes, re.Pattern[bytes]]
 """A fixed part of a trace, and the whole of it: to look for the former first is faster by far."""
@@ -58,7 +61,7 @@ def of_this_machine() -> Traces:
     names = sorted(_names())
     return Traces(
         (*_places(), *(_word(name) for name in names if _distinctive(name))),
-        tuple(form for name in names if not _distinctive(name) for form in _written(name)),
+        (*_shares(), *(form for name in names if not _distinctive(name) for form in _written(name))),
     )
 
 
@@ -75,12 +78,19 @@ def _found(data: bytes, wanted: tuple[Wanted, ...]) -> str | None:
 def _places() -> Iterator[Wanted]:
     for folder in _FOLDERS:
         yield b"/" + folder + b"/", re.compile(rb"(?<![\w.~/-])/" + folder + rb"/[\w.-]")
+    yield b"file:/", re.compile(rb"(?<![A-Za-z])file:/{1,3}[\w.-]")
     home = str(Path.home()).encode()
     if len(home) > 1:
         yield home, re.compile(rb"(?<![\w.~/-])" + re.escape(home) + rb"[\\/][\w.-]")
     yield b"Users", re.compile(rb"(?<![A-Za-z0-9])[A-Za-z]:[\\/]{1,2}Users[\\/]{1,2}[\w.-]")
     # A backslash before a small letter may be an escape of JSON, as in "A:\nleft"; a doubled one is none.
     yield b":\\", re.compile(rb"(?<![A-Za-z0-9])[A-Z]:(?:\\\\\w|\\[A-Z0-9_~$])[\w .\\-]{5,}")
+
+
+def _shares() -> Iterator[Wanted]:
+    """Folders of a Windows server, as they are and as JSON writes them; pixels may look so by chance."""
+    yield b"\\\\", re.compile(rb"(?<![\w\\])\\\\[A-Za-z0-9][\w.-]+\\[\w$]")
+    yield b"\\" * 4, re.compile(rb"(?<![\w\\])\\{4}[A-Za-z0-9][\w.-]+\\\\[\w$]")
 
 
 def _distinctive(name: str) -> bool:

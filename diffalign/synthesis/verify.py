@@ -16,7 +16,7 @@ from typing import Any
 
 import yaml
 
-from diffalign.errors import DiffalignError, InputError, NotFoundError
+from diffalign.errors import DiffalignError, InputError, NotFoundError, RefusedError
 from diffalign.synthesis import croissant, exports, provenance, store, sums, traces
 from diffalign.synthesis.exports import Exported, pixels
 from diffalign.synthesis.exports import layout as layouts
@@ -38,13 +38,32 @@ class Check:
 
 
 def verify(folder: Path) -> Iterator[Check]:
-    """The checks of a dataset with all of its exports, or of an export; NotFoundError where there is neither."""
+    """The checks of a dataset with all of its exports, or of an export.
+
+    Raises NotFoundError where there is neither, and RefusedError for a dataset that is not finished: nothing can be
+    said yet about files that are still to be made.
+    """
     if any((folder / name).exists() for name in (store.JOURNAL, store.SPEC, store.FILES)):
+        if _unfinished(folder):
+            raise RefusedError(
+                f"{folder} is not finished, so it cannot be verified yet: continue it with 'diffalign generate RECIPE"
+                f" --resume --out {folder}'"
+            )
         yield from _dataset(folder)
     elif any((folder / name).exists() for name in (sums.NAME, exports.MANIFEST, provenance.NAME)):
         yield from _export(folder)
     else:
         raise NotFoundError(f"{folder} is neither a dataset of diffalign nor an export of one")
+
+
+def _unfinished(folder: Path) -> bool:
+    """Whether a dataset was begun and has not come to its end: the hashes of its files are listed last of all."""
+    if any((folder / name).exists() for name in (sums.NAME, sums.APART, "report.html")):
+        return False
+    try:
+        return not (folder / store.MANIFEST).is_file() or not store.read_manifest(folder)[1]
+    except InputError:
+        return False
 
 
 def _dataset(folder: Path) -> Iterator[Check]:

@@ -5,8 +5,9 @@ Where the standard has a place, that is used: the text is the image comments, th
 its decimals in digits; so the whole record stands, exact, as JSON in a private element (0071,xx01) as well. The side of
 a lesion is not the laterality of a body part, and no column is taken for that.
 
-There is nothing to de-identify: no element comes from a person, a scanner or a clock. Identifiers follow from the
-specification's hash and the case's id.
+No element comes from a scanner or a clock, and identifiers follow from the specification's hash and the case's id. Of
+rows that were drawn from axes there is nothing to de-identify; those of a table that was given are not de-identified
+here, and the file says so.
 """
 
 from __future__ import annotations
@@ -89,7 +90,7 @@ def dataset(case: Case, record: Record, pixels: Pixels, manifest: Manifest) -> D
     for empty in ("StudyDate", "StudyTime", "StudyID", "AccessionNumber", "ReferringPhysicianName"):
         setattr(made, empty, "")
     made.PatientOrientation = ""
-    _patient(made, case, manifest.spec_sha256)
+    _patient(made, case, manifest)
     if case.text is not None and len(case.text) <= _LONGEST_COMMENT and not _UNFIT.search(case.text):
         made.ImageComments = case.text
     _context(made, record)
@@ -103,14 +104,17 @@ def uid(spec_sha256: str, name: str, level: str) -> str:
     return f"2.25.{uuid.uuid5(_NAMESPACE, json.dumps([spec_sha256, name, level])).int}"
 
 
-def _patient(made: Dataset, case: Case, spec_sha256: str) -> None:
-    short = hashlib.sha256(f"{spec_sha256} {case.id}".encode()).hexdigest()[:16].upper()
+def _patient(made: Dataset, case: Case, manifest: Manifest) -> None:
+    short = hashlib.sha256(f"{manifest.spec_sha256} {case.id}".encode()).hexdigest()[:16].upper()
     made.PatientID, made.PatientName, made.PatientBirthDate = f"SYN-{short}", f"SYNTHETIC^{short}", ""
     made.PatientSex = _SEXES.get(str(case.row.get("sex")).lower(), "")
     age = case.row.get("age")
     if isinstance(age, int) and not isinstance(age, bool) and 0 <= age <= 999:
         made.PatientAge = f"{age:03d}Y"
-    made.PatientIdentityRemoved, made.DeidentificationMethod = "YES", "Synthetic: there is no patient"
+    if manifest.rows_from == "axes":
+        made.PatientIdentityRemoved, made.DeidentificationMethod = "YES", "Synthetic: there is no patient"
+    else:
+        made.PatientIdentityRemoved = "NO"
 
 
 def _context(made: Dataset, record: Record) -> None:

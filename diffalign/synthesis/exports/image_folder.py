@@ -1,57 +1,54 @@
-"""ImageFolder of Hugging Face ``datasets``: a folder per split, with ``metadata.jsonl`` beside the images."""
+"""ImageFolder of Hugging Face ``datasets``: a folder per split, with ``metadata.parquet`` beside the images.
+
+The table is Parquet, which states the type of every column. From JSON lines or CSV ``datasets`` guesses the types of
+each split by itself: it takes dates for times, and refuses a dataset with a column that is empty throughout one split.
+"""
 
 from __future__ import annotations
 
-import json
-import re
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 
-from diffalign.errors import RefusedError
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from diffalign import parquet
+from diffalign.errors import InputError
 from diffalign.synthesis.exports.layout import Layout, Record, need_images, place, stated
+from diffalign.synthesis.exports.parquet import TYPES
 from diffalign.synthesis.exports.pixels import Pixels, of_png
 from diffalign.synthesis.store import Generated
 
-METADATA = "metadata.jsonl"
-_DATE = re.compile(r"\d{4}-\d\d-\d\d([ T].*)?", re.DOTALL)
+METADATA = "metadata.parquet"
+GROUP_ROWS = 1000
 
 
 def write(source: Generated, layout: Layout, folder: Path) -> None:
-    """Writes the folders of a dataset; refuses one whose columns ``datasets`` would read back as something else."""
+    """Writes the folders of a dataset."""
     need_images(layout, "imagefolder")
-    _refuse_dates(source, layout)
+    schema = pa.schema({"file_name": pa.string(), **{name: TYPES[kind] for name, kind in layout.kinds.items()}})
     for split in layout.splits:
         (folder / split).mkdir()
-        with (folder / split / METADATA).open("w", encoding="ascii") as table:
-            for case in (case for case in source.cases() if case.split == split):
-                name = place(case.index, ".png")
-                path = folder / split / name
-                path.parent.mkdir(exist_ok=True)
-                assert case.image is not None
-                path.write_bytes(source.image(case.image))
-                table.write(json.dumps({"file_name": name, **layout.record(case)}, allow_nan=False) + "\n")
+        cases = (case for case in source.cases() if case.split == split)
+        with pq.ParquetWriter(folder / split / METADATA, schema, compression="zstd") as table:
+            while group := list(islice(cases, GROUP_ROWS)):
+                rows = []
+                for case in group:
+                    name = place(case.index, ".png")
+                    path = folder / split / name
+                    path.parent.mkdir(exist_ok=True)
+                    assert case.image is not None
+                    path.write_bytes(source.image(case.image))
+                    rows.append({"file_name": name, **layout.record(case)})
+                table.write_table(pa.Table.from_pylist(rows, schema))
 
 
 def read(folder: Path, layout: Layout) -> Iterator[tuple[Record, Pixels | None]]:
     """Every record and its pixels."""
     for split in layout.splits:
-        with (folder / split / METADATA).open(encoding="ascii") as table:
-            for line in table:
-                record = json.loads(line)
-                name = stated(record.pop("file_name"), record["index"], ".png")
-                yield record, of_png((folder / split / name).read_bytes())
-
-
-def _refuse_dates(source: Generated, layout: Layout) -> None:
-    """JSON has no types for texts, and readers take a column of nothing but dates for times of the day."""
-    texts = {name for name, kind in layout.kinds.items() if kind == "string"}
-    seen, others = set[str](), set[str]()
-    for case in source.cases():
-        record = layout.record(case)
-        for name in texts - others:
-            if isinstance(value := record[name], str):
-                (seen if _DATE.fullmatch(value) else others).add(name)
-    if dates := sorted(seen - others):
-        raise RefusedError(
-            f"column {dates[0]!r} holds dates alone, which readers of imagefolder change; choose parquet"
-        )
+        for number, record in parquet.rows(folder / split / METADATA):
+            if isinstance(record, str):
+                raise InputError(f"{split}/{METADATA}: row {number} is {record}")
+            name = stated(record.pop("file_name"), record["index"], ".png")
+            yield record, of_png((folder / split / name).read_bytes())

@@ -17,7 +17,8 @@ from diffalign.synthesis.exports.pixels import Pixels, of_png
 from diffalign.synthesis.store import Generated
 
 GROUP_ROWS = 64
-_TYPES = {"string": pa.string(), "int64": pa.int64(), "float64": pa.float64(), "bool": pa.bool_()}
+TYPES = {"string": pa.string(), "int64": pa.int64(), "float64": pa.float64(), "bool": pa.bool_()}
+"""The types of a layout's columns."""
 _IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 
 
@@ -46,7 +47,7 @@ def read(folder: Path, layout: Layout) -> Iterator[tuple[Record, Pixels | None]]
 
 def _schema(layout: Layout) -> pa.Schema:
     features: dict[str, object] = {name: {"dtype": kind, "_type": "Value"} for name, kind in layout.kinds.items()}
-    types = {name: _TYPES[kind] for name, kind in layout.kinds.items()}
+    types = {name: TYPES[kind] for name, kind in layout.kinds.items()}
     if layout.images:
         features["image"] = {"_type": "Image"}
         types["image"] = _IMAGE
