@@ -45,7 +45,7 @@ def run(
     workers = generate_models.workers()
     if workers.count > 1 and out is None:
         raise ConfigError("several processes need --out, so that all of them write to the same folder")
-    spec = load(_begun(recipe, out) if resume and out and not overrides else recipe, overrides)
+    spec = load(_begun(recipe, out) if resume and out else recipe, overrides)
     folder = out or unused_folder(Path("runs") / spec.name)
     try:
         if not resume:

@@ -184,8 +184,8 @@ def test_a_recipe_goes_on_with_the_specification_of_the_folder(
             generate.run(recipe, [], out, resume=True)
         assert caught.value.args[0].seed == seed
     with pytest.raises(Stopped) as caught:
-        generate.run("tiny", ["seed=5"], out, resume=True)
-    assert caught.value.args[0].seed == 5
+        generate.run("tiny", ["attempts=99"], out, resume=True)
+    assert (caught.value.args[0].seed, caught.value.args[0].attempts) == (3, 99)
 
 
 class Stopped(Exception):
