@@ -70,7 +70,7 @@ def evaluate(
 ) -> None:
     """Measure a run or a model on held-out prompts, or a synthetic dataset against real images.
 
-    Images are a folder (with a metadata.jsonl, .csv or .parquet for their table rows), a dataset, or world:NAME[?cases=N].
+    Images are a folder (with a metadata.jsonl, .csv or .parquet for table rows), a dataset, or world:NAME[?cases=N].
     """
     if (Path(model).expanduser() / "manifest.json").is_file():
         from apps import evaluate_dataset
