@@ -94,11 +94,11 @@ def session(tmp_path_factory: pytest.TempPathFactory) -> tuple[Study, list[tuple
 
 
 def test_a_session_has_pairs_of_every_kind(session: tuple[Study, list[tuple[float, httpx.Response]]]) -> None:
-    """Else the tests below would say nothing."""
+    """Else the tests below would say nothing. How many there are of each is drawn; about 12 are to be expected."""
     study, told = session
     of = kinds(study)
     seen = [of[answer.json()["now"]["token"]] for _, answer in told[:-1]]
-    assert {kind: seen.count(kind) >= 5 for kind in ("ordinary", "gold", "aa", "repeat")} == dict.fromkeys(
+    assert {kind: seen.count(kind) >= 2 for kind in ("ordinary", "gold", "aa", "repeat")} == dict.fromkeys(
         ("ordinary", "gold", "aa", "repeat"), True
     )
 
