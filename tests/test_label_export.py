@@ -22,6 +22,9 @@ from diffalign.preferences import Broken, read, read_unpaired
 from diffalign.preferences.writing import user_number
 from diffalign.study import Answer, Point, Protocol, Study, StudyPair
 from diffalign.types import Preference, Prompt, Sample
+from tests.studies import known_uids
+
+__all__ = ["known_uids"]
 
 RULES = """
 name: test
