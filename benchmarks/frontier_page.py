@@ -10,7 +10,7 @@ import numpy as np
 
 from benchmarks import frontier_plot
 from benchmarks.frontier_points import BY_FITTED, BY_GOLD, Point, interval, points, reached, resampled
-from benchmarks.markdown import grid, paragraph, where
+from benchmarks.markdown import filled, grid, paragraph, where
 from diffalign.runs import write_text
 
 Results = Mapping[str, Any]
@@ -29,14 +29,7 @@ VERSUS = (
 def write(results: Results, page: Path, picture: Path) -> None:
     """Draws the picture, and puts the tables between the marks of the page."""
     frontier_plot.draw(points(results), picture)
-    text = page.read_text()
-    for name, table in tables(results).items():
-        begin, end = f"<!-- {name} -->\n", "<!-- end -->"
-        before, mark, rest = text.partition(begin)
-        if not mark or end not in rest:
-            raise ValueError(f"{page} has no place for the table {name!r}")
-        text = before + begin + table + "\n" + end + rest.partition(end)[2]
-    write_text(page, text)
+    write_text(page, filled(page, tables(results)))
 
 
 def tables(results: Results) -> dict[str, str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 
@@ -26,3 +27,15 @@ def where(machine: Mapping[str, Any], versions: Mapping[str, str]) -> str:
         + ", ".join(f"{name} {version}" for name, version in versions.items())
         + "."
     )
+
+
+def filled(page: Path, tables: Mapping[str, str]) -> str:
+    """The text of a page with each table between the marks that bear its name. Raises ValueError for one without."""
+    text = page.read_text()
+    for name, table in tables.items():
+        begin, end = f"<!-- {name} -->\n", "<!-- end -->"
+        before, mark, rest = text.partition(begin)
+        if not mark or end not in rest:
+            raise ValueError(f"{page} has no place for the table {name!r}")
+        text = before + begin + table + "\n" + end + rest.partition(end)[2]
+    return text

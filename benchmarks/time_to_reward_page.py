@@ -11,7 +11,7 @@ import yaml
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from benchmarks.markdown import grid, paragraph, where
+from benchmarks.markdown import filled, grid, paragraph, where
 from diffalign.runs import write_text
 
 Results = Mapping[str, Any]
@@ -40,14 +40,7 @@ LEFT, TOP, ABOVE, BELOW, GAP = 70, 60, 34, 76, 40
 def write(results: Results, page: Path, picture: Path) -> None:
     """Draws the picture, and puts the tables between the marks of the page."""
     draw(results, picture)
-    text = page.read_text()
-    for name, table in tables(results).items():
-        begin, end = f"<!-- {name} -->\n", "<!-- end -->"
-        before, mark, rest = text.partition(begin)
-        if not mark or end not in rest:
-            raise ValueError(f"{page} has no place for the table {name!r}")
-        text = before + begin + table + "\n" + end + rest.partition(end)[2]
-    write_text(page, text)
+    write_text(page, filled(page, tables(results)))
 
 
 def curve(runs: Mapping[str, Any], measure: str = MEASURE) -> tuple[Floats, dict[str, Floats]]:
