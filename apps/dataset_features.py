@@ -9,20 +9,23 @@ import csv
 import hashlib
 import io
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from functools import cached_property, lru_cache
+from functools import cached_property, lru_cache, partial
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import torch
 import yaml
+from numpy.typing import NDArray
 from PIL import Image
 
 from apps import hashes
+from apps.dataset_cache import Piece, Shelf
 from apps.progress import Status
 from diffalign import assets, images, parquet
 from diffalign.errors import ConfigError, InputError, NotFoundError
@@ -42,8 +45,11 @@ REAL_CASES = 2000
 LARGEST = 4000
 """Cases of a set that are compared at most, drawn by a fixed seed: kernels and distances grow with the square."""
 CHUNK = 128
+PIECE = 8 * CHUNK
+"""Scenes of a world that are kept together: what an interrupted evaluation has to do again, at most."""
 _TABLES = ("metadata.parquet", "metadata.jsonl", "metadata.csv", "rows.csv")
 _FILE_COLUMNS = ("file_name", "file", "image")
+_T = TypeVar("_T")
 
 
 class Pictures(Protocol):
@@ -262,7 +268,7 @@ class Looks:
 
     features: Floats
     """``(N, D)``."""
-    pixels: Floats
+    pixels: NDArray[np.float32]
     """``(N, P)`` in [0, 1]."""
     digests: tuple[bytes, ...]
     """Of the pixels of each."""
@@ -309,20 +315,68 @@ def chosen(pictures: Pictures, most: int | None = LARGEST) -> list[int]:
     return sorted(np.random.default_rng(0).permutation(count)[:most].tolist())
 
 
-def look(pictures: Pictures, encode: Encoder, status: Status, *, most: int | None = LARGEST) -> Looks:
-    """Encodes the images of a set, a chunk at a time."""
-    index = chosen(pictures, most)
+def look(pictures: Pictures, encode: Encoder, status: Status, what: str, *, most: int | None = LARGEST) -> Looks:
+    """Encodes the images of a set; ``what`` they are is shown. Scenes of a world are kept: see ``dataset_cache``."""
+    index, pieces = chosen(pictures, most), list[Piece]()
+    stage, done = f"{what} ({pictures.name})", 0
+    shelf = None
+    if isinstance(pictures, World):
+        shelf = Shelf(f"{pictures.purpose} of {pictures.world}", encode.sha256, status.say)
+    for some in _parts(index, PIECE):
+        piece = shelf.take(some) if shelf else None
+        if piece is None:
+            piece = _seen(pictures, encode, some, partial(_tell, status, stage, done, len(index)))
+            if shelf:
+                shelf.keep(some, piece)
+        pieces.append(piece)
+        done += len(some)
+        _tell(status, stage, 0, len(index), done)
+    if shelf and shelf.taken:
+        stage += f", {shelf.taken:,} of them kept from before"
+    status(stage, len(index), len(index))
+    return Looks(
+        np.concatenate([piece.features for piece in pieces]), np.concatenate([piece.pixels for piece in pieces]),
+        tuple(one for piece in pieces for one in piece.digests), tuple(row for piece in pieces for row in piece.rows),
+        tuple(index),
+    )  # fmt: skip
+
+
+def _seen(pictures: Pictures, encode: Encoder, index: Sequence[int], on_progress: Callable[[int], None]) -> Piece:
+    """Looks at some images of a set, a chunk at a time; the next chunk is drawn while one is encoded."""
+
+    def load(some: Sequence[int]) -> tuple[list[Image.Image], list[Mapping[str, Value]]]:
+        return [pictures.picture(i) for i in some], [pictures.row(i) for i in some]
+
     features, pixels = [], []
     digests: list[bytes] = []
     rows: list[Mapping[str, Value]] = []
-    for start in range(0, len(index), CHUNK):
-        some = [pictures.picture(i) for i in index[start : start + CHUNK]]
-        features.append(encode.encode([images.to_rgb(image) for image in some]))
-        pixels.append(np.stack([small_pixels(image) for image in some]))
-        rows += [pictures.row(i) for i in index[start : start + CHUNK]]
-        digests += [hashlib.sha256(images.to_rgb(image).tobytes()).digest() for image in some]
-        status(f"looking at {pictures.name}", start + len(some), len(index))
-    return Looks(np.concatenate(features), np.concatenate(pixels), tuple(digests), tuple(rows), tuple(index))
+    for drawn, their_rows in _ahead(load, _parts(index, CHUNK)):
+        features.append(encode.encode([images.to_rgb(image) for image in drawn]))
+        pixels.append(np.stack([small(image).ravel() for image in drawn]))
+        digests += [hashlib.sha256(images.to_rgb(image).tobytes()).digest() for image in drawn]
+        rows += their_rows
+        on_progress(len(rows))
+    return Piece(np.concatenate(features), np.concatenate(pixels), tuple(digests), tuple(rows))
+
+
+def _tell(status: Status, stage: str, before: int, total: int, done: int) -> None:
+    if before + done < total:
+        status(stage, before + done, total)
+
+
+def _parts(index: Sequence[int], size: int) -> list[Sequence[int]]:
+    return [index[start : start + size] for start in range(0, len(index), size)]
+
+
+def _ahead(load: Callable[[Sequence[int]], _T], parts: Sequence[Sequence[int]]) -> Iterator[_T]:
+    """Loads each part in turn, and in another thread the next one while the caller works on it."""
+    with ThreadPoolExecutor(1) as other:
+        coming = other.submit(load, parts[0])
+        for following in [*parts[1:], None]:
+            here = coming.result()
+            if following is not None:
+                coming = other.submit(load, following)
+            yield here
 
 
 def small_pixels(image: Image.Image) -> Floats:

@@ -9,10 +9,12 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from apps import build, hashes
 from apps.dataset_features import Looks, Made, Pictures, World, small_pixels
-from apps.generate_models import Origin, attach
+from apps.generate_models import attach
+from apps.generate_origin import Origin
 from apps.progress import Status
 from diffalign.errors import ConfigError, InputError, UserError
 from diffalign.sampling import OPTIONAL, SamplerConfig
@@ -24,6 +26,8 @@ from diffalign.synthesis.privacy import Measure
 from diffalign.types import Draw, Prompt, Sample
 from pipelines.diffusion import DTYPES, DiffusionPolicy
 from pipelines.loading import load_policy, locate
+
+Rows = NDArray[np.floating[Any]]
 
 PROMPTS = 16
 """Training prompts that the model is asked for again and again."""
@@ -67,7 +71,7 @@ def report(
         looks.typed(made.kinds, name)
         for looks, name in ((own, made.name), (held_out, real.name), (known, training.name))
     )
-    spaces: dict[str, tuple[Floats, Floats, Floats]] = {
+    spaces: dict[str, tuple[Rows, Rows, Rows]] = {
         "features": (own.features, held_out.features, known.features),
         "pixels": (own.pixels, held_out.pixels, known.pixels),
     }
@@ -75,6 +79,7 @@ def report(
         space: (privacy.nearest(mine, all_)[0][:, 0], privacy.nearest(other, all_)[0][:, 0])
         for space, (mine, other, all_) in spaces.items()
     }
+    status("distances to training images", len(own) + len(held_out), len(own) + len(held_out))
     names = [made.cases[i].id for i in own.index]
     measures: dict[str, Measure] = {
         f"nearest_{space}": privacy.closer(mine, other, "images") for space, (mine, other) in distances.items()
@@ -173,13 +178,13 @@ def _asked(
     def again(key: str) -> Floats:
         seeds = [derive(0, "extraction", key, k) for k in range(SEEDS)]
         samples = policy.rollout([prompts[key]] * SEEDS, seeds).samples
-        status("asking for training prompts", list(prompts).index(key) + 1, len(prompts))
+        status("training prompts asked again and again", list(prompts).index(key) + 1, len(prompts))
         return np.stack([small_pixels(sample.image) for sample in samples if sample.image is not None])
 
     return {
         "extraction": extraction(again, list(prompts), known.pixels, far),
         "membership": privacy.membership(
-            losses(policy, training, known, status), losses(policy, real, held_out, status)
+            losses(policy, training, known, status, "training"), losses(policy, real, held_out, status, "real")
         ),
     }
 
@@ -253,7 +258,7 @@ def _same(facts: Mapping[str, Any], where: str | Path) -> bool:
 
 
 @torch.no_grad()
-def losses(policy: DiffusionPolicy, pictures: Pictures, looks: Looks, status: Status) -> Floats:
+def losses(policy: DiffusionPolicy, pictures: Pictures, looks: Looks, status: Status, what: str) -> Floats:
     """Denoising error ``(N,)`` of ``ASKED`` images at most, which a fixed seed draws; lower is better known.
 
     Each is asked at the same noise levels. Images without a row are left out where the model is conditioned on rows.
@@ -269,5 +274,5 @@ def losses(policy: DiffusionPolicy, pictures: Pictures, looks: Looks, status: St
             seeds = tuple(derive(0, "membership", level, start + k) for k in range(len(batch)))
             total -= policy.log_likelihood(samples, Draw(torch.full((len(batch),), level), seeds)).cpu()
         found.append((total / len(NOISE)).double().numpy())
-        status(f"denoising {pictures.name}", start + len(batch), len(some))
+        status(f"denoising of {what} images", start + len(batch), len(some))
     return np.concatenate(found) if found else np.empty(0)

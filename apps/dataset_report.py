@@ -19,12 +19,12 @@ from apps import report
 from apps.dataset_report_cases import MOST_VALUES, Cases, Column, Score, gather, hardest
 from apps.dataset_report_charts import histogram, track
 from apps.dataset_report_measures import read
-from apps.dataset_report_words import facts_of, hint, limitations, verdict
+from apps.dataset_report_words import aligned, facts_of, hint, limitations, verdict
 from apps.report_measures import number
 from diffalign.errors import UserError
 from diffalign.intervals import wilson
 from diffalign.runs import write_text
-from diffalign.synthesis import balance, rows, store
+from diffalign.synthesis import balance, card, rows, store
 from diffalign.synthesis import spec as specification
 from diffalign.synthesis.balance import Asked
 from diffalign.synthesis.spec import Spec
@@ -111,13 +111,14 @@ def context(made: Generated, beside: Path) -> dict[str, Any]:
         "parts": _parts(made),
         "splits": [(name, f"{cases.splits[name]:,}") for name in manifest.splits],
         "measured": measured,
+        "aligned": aligned(manifest),
         "verdict": verdict(measured.release),
         "hint": hint(manifest),
         "distributions": [_distribution(column, cases.count, asked) for column in cases.columns],
         "joint": _joint(cases, asked),
         "strata": _strata(cases, asked),
         "open": MOST_STRATA,
-        "gates": _gates(cases, attempts),
+        "gates": _gates(manifest.gates, cases, attempts),
         "judged": _judged(cases, manifest.rewards),
         "texts": _texts(cases),
         "limitations": limitations(made, cases, measured),
@@ -256,15 +257,13 @@ def _stratum(name: str, found: Acceptance, cases: Cases, asked: Asked | None) ->
     )
 
 
-def _gates(cases: Cases, attempts: int) -> list[tuple[str, str, str, Sequence[tuple[str, int]]]]:
-    """Each gate that rejected something: name, how many, of 100 attempts, and what it said most often."""
-    totals: dict[str, int] = {}
-    for found in cases.acceptance.values():
-        for gate, count in found.rejected.items():
-            totals[gate] = totals.get(gate, 0) + count
+def _gates(
+    gates: Sequence[Mapping[str, Any]], cases: Cases, attempts: int
+) -> list[tuple[str, str, str, Sequence[tuple[str, int]]]]:
+    """Each gate: name, how many it rejected, of 100 attempts, and what it said most often."""
     return [
         (gate, f"{count:,}", f"{100 * count / max(1, attempts):.1f}", cases.reasons.get(gate, ()))
-        for gate, count in sorted(totals.items(), key=lambda item: -item[1])
+        for gate, count in sorted(card.tallied(gates, cases.acceptance).items(), key=lambda item: -item[1])
     ]
 
 

@@ -8,7 +8,7 @@ from typing import Any
 from apps.dataset_features import WORLDS
 from apps.dataset_report_cases import Cases
 from apps.dataset_report_measures import Measured
-from diffalign.synthesis import card, fidelity
+from diffalign.synthesis import alignment, card, fidelity
 from diffalign.synthesis.cases import Manifest
 from diffalign.synthesis.release import Release
 from diffalign.synthesis.spec import GATES, Spec
@@ -164,19 +164,37 @@ def facts_of(manifest: Manifest, spec: Spec | None) -> list[tuple[str, list[str]
     ]
 
 
+def aligned(manifest: Manifest) -> list[dict[str, Any]]:
+    """Of each model that was aligned: the part that it makes, a sentence, and what changed on held-out prompts."""
+    return [
+        {
+            "part": part,
+            "said": alignment.sentence(facts),
+            "won": alignment.won(facts),
+            "changes": alignment.changes(facts),
+        }
+        for part, model in manifest.models.items()
+        if isinstance(facts := model.get(alignment.FIELD), Mapping)
+    ]
+
+
 def _lines(facts: Mapping[str, Any]) -> list[str]:
     """Plain facts on one line, and each group of facts on a line of its own; a card says the rest at length."""
-    there = {name: v for name, v in facts.items() if v is not None and name not in ("training_data", "lawful_basis")}
+    apart = ("training_data", "lawful_basis", alignment.FIELD)
+    there = {name: v for name, v in facts.items() if v is not None and v != "" and name not in apart}
     plain = {name: value for name, value in there.items() if not isinstance(value, Mapping)}
     groups = [f"{name}: {_flat(value)}" for name, value in there.items() if isinstance(value, Mapping) and value]
     return [_flat(plain), *groups]
 
 
 def _flat(facts: Mapping[str, Any]) -> str:
-    return ", ".join(f"{name.replace('_', ' ')} {_plain(value)}" for name, value in facts.items())
+    # A hash says what it is, and so does what stands for the hash of code: the version of a package.
+    parts = (_plain(value) if name == "sha256" else f"{name.replace('_', ' ')} {_plain(value)}"
+             for name, value in facts.items())  # fmt: skip
+    return ", ".join(parts)
 
 
 def _plain(value: object) -> str:
     if isinstance(value, list | tuple):
         return " to ".join("…" if one is None else str(one) for one in value)
-    return str(value)
+    return {True: "yes", False: "no"}[value] if isinstance(value, bool) else str(value)

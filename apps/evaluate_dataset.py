@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +29,22 @@ NAME = "evaluation.json"
 MOST_LABELS = 12
 """A category with more values is no group to be measured by."""
 NO_INDEX = "no training images were given (--training), and without them nothing can be said"
+
+
+class Stages(Status):
+    """Says of each stage that is done how much there was, and how long it took: an evaluation has many, and is long."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.since = time.monotonic()
+
+    def __call__(self, stage: str, done: int, total: int | None) -> None:
+        """See Status; a stage is over when all of it is done."""
+        super().__call__(stage, done, total)
+        if done == total:
+            now = time.monotonic()
+            self.say(f"{stage}: {total:,} in {now - self.since:.0f} s")
+            self.since = now
 
 
 @dataclass(frozen=True)
@@ -93,23 +110,24 @@ def run(
     index = source(training, training=True) if training else None
     encode = encoder(encoder_name)
     place = out or made.generated.folder
-    with Status() as status:
-        known = look(real, encode, status)
+    with Stages() as status:
+        known = look(real, encode, status, "real images")
         if len(known) <= fidelity.NEAREST:
             raise InputError(f"{against} has {len(known)} images; it needs more than {fidelity.NEAREST}")
         pixels = tensor(real, known.index)
         safe = privacy.unassessed(NO_INDEX)
         if index is None:
-            own = look(made, encode, status)
+            own = look(made, encode, status, "synthetic images")
         else:
-            every = look(made, encode, status, most=None)
-            trained = look(index, encode, status, most=None)
+            every = look(made, encode, status, "synthetic images", most=None)
+            trained = look(index, encode, status, "training images", most=None)
             safe = report(made, every, real, known, index, trained, model, status, whole=whole)
             own = every.only(chosen(made))
         found = measure(made, own, real.name, known, pixels, encode, status)
         other = None
         if base is not None:
-            other = measure(base, look(base, encode, status), real.name, known, pixels, encode, status)
+            seen = look(base, encode, status, "images of the baseline")
+            other = measure(base, seen, real.name, known, pixels, encode, status)
     facts: dict[str, Any] = {
         "dataset": made.name,
         "spec_sha256": made.generated.manifest.spec_sha256,
@@ -142,7 +160,6 @@ def measure(
     made: Made, own: Looks, against: str, real: Looks, pixels: torch.Tensor, encode: Encoder, status: Status
 ) -> Found:
     """Everything that one dataset is measured by against real images, which ``against`` names."""
-    status(f"comparing {made.name}", 0, 3)
     own, real = own.typed(made.kinds, made.name), real.typed(made.kinds, against)
     strata = made.strata
     labels = (
@@ -151,7 +168,7 @@ def measure(
     )
     groups, few = fidelity.by_group(own.features, real.features, *labels, clip=encode.clip)
     whole = fidelity.fidelity(own.features, real.features, clip=encode.clip)
-    status(f"comparing {made.name}", 1, 3)
+    status(f"fidelity of the whole and of groups ({made.name})", 1 + len(groups), 1 + len(groups))
     use: dict[str, dict[str, Estimate]] = {}
     tasks = utility.tasks(own.rows, real.rows, made.kinds)
     seen = tensor(made, own.index) if tasks else torch.empty(0)
@@ -161,7 +178,7 @@ def measure(
             "network": utility.accuracy(utility.network(task, seen, pixels)),
             "guessing": utility.by_guessing(task),
         }
-        status(f"training on {made.name}", number + 1, len(tasks))
+        status(f"classifiers trained on synthetic cases ({made.name})", number + 1, len(tasks))
     table = tabular.fidelity(own.rows, real.rows, made.kinds) if any(real.rows) else None
     return Found(whole, groups, few, use, table, len(own))
 

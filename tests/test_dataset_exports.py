@@ -148,7 +148,7 @@ def test_webdataset_reads_its_own(
     monkeypatch.setenv("WDS_SECURE", "1")
     import webdataset
 
-    shards = sorted(str(path) for path in (folders["webdataset"] / "data").iterdir())
+    shards = sorted(str(path) for path in (folders["webdataset"] / "data").glob("*.tar"))
     assert len(shards) == 4  # 7 of train and 2 of test by threes
     seen = []
     for sample in webdataset.WebDataset(shards, shardshuffle=False):
@@ -176,7 +176,7 @@ def test_pydicom_reads_its_own(folders: dict[str, Path], cases: dict[int, Case],
         seen.add(case.index)
         same_picture(found.pixel_array, case, source)
         assert (found[0x0008, 0x001C].value, found.ImageType[0]) == ("YES", "DERIVED")
-        assert found.PatientID.startswith("SYN-") and found.PatientIdentityRemoved == "YES"
+        assert found.PatientID == case.id and found.PatientIdentityRemoved == "YES"
         assert (found.BurnedInAnnotation, found.LossyImageCompression) == ("NO", "00")
         assert (found.PatientSex, found.PatientAge) == (("M", "F")[case.index % 2], f"{20 + case.index:03d}Y")
         assert found.SOPClassUID == pydicom.uid.SecondaryCaptureImageStorage
@@ -273,12 +273,20 @@ def test_mlcroissant_reads_parquet(folders: dict[str, Path], cases: dict[int, Ca
     assert stated["rai:dataLimitations"] and stated["license"] == "Apache-2.0"
 
 
-@pytest.mark.parametrize("form", ["imagefolder", "png"])
+@pytest.mark.parametrize("form", ["imagefolder", "png", "webdataset", "dicom"])
 def test_mlcroissant_reads_other_tables(form: str, folders: dict[str, Path], cases: dict[int, Case]) -> None:
+    """Each record has the case's id and weight, and names a file that is there."""
     import mlcroissant
 
     found = mlcroissant.Dataset(jsonld=str(folders[form] / "croissant.json"))
-    assert {int(record["cases/1"]) for record in found.records("cases")} == set(cases)
+    fields = {field.description: field.id for field in found.metadata.record_sets[0].fields}
+    records = {int(record["cases/1"]): record for record in found.records("cases")}
+    assert set(records) == set(cases)
+    for index, record in records.items():
+        assert record[fields["id"]].decode() == cases[index].id
+        assert record[fields["weight"]] == cases[index].row["weight"]
+        folder = folders[form] / "data" / (cases[index].split if form == "imagefolder" else "")
+        assert (folder / record[fields["file_name"]].decode()).is_file()
 
 
 def test_provenance_tells_how_a_case_came_to_be(folders: dict[str, Path], cases: dict[int, Case]) -> None:

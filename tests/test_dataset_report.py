@@ -67,7 +67,8 @@ def made_by_stub(folder: Path, cases: int = 40) -> Path:
         name: {"range": [0.0, 1.0], "unit": "fraction", "modality": modality, "higher_is_better": True}
         for name, modality in (("luck", "image"), ("words", "text"))
     }
-    store.write_manifest(folder, replace(manifest, rewards=known), complete=True)
+    gates = ({"gate": "decodable"}, *wanted.public()["gates"])
+    store.write_manifest(folder, replace(manifest, rewards=known, gates=gates), complete=True)
     return folder
 
 
@@ -246,12 +247,13 @@ def test_a_report_of_other_cases_counts_for_nothing(tmp_path: Path) -> None:
     privacy(folder, "passed", journal_sha256="0" * 64)
     found = page(folder)
     assert "Privacy: not assessed" in found.headings and "of other cases" in found.text
-    assert "0.123" not in found.text and found.text.count("Not measured yet") == 4
+    assert "0.123" not in found.text and found.text.count("Nothing was measured yet") == 1
 
 
 def test_what_was_not_measured_is_said_to_be_missing(tmp_path: Path) -> None:
     found = page(generated(tmp_path / "set", 4).folder)
-    assert found.text.count("Not measured yet: run diffalign evaluate . --against world:brain-mr") == 4
+    assert found.text.count("diffalign evaluate . --against world:brain-mr") == 1
+    assert found.text.count("Nothing was measured yet") == 1 and "Not assessed yet" not in found.text
     assert "The images were not compared with real ones" in found.text
     assert "Before and after alignment" not in found.headings
 
@@ -311,7 +313,7 @@ def test_a_damaged_evaluation_is_no_evaluation(tmp_path: Path, content: str) -> 
         with pytest.raises(Exception, match=r"evaluation.json is no evaluation of a dataset"):
             dataset_report.write(folder)
     else:
-        assert "Not measured yet" in page(folder).text
+        assert "Nothing was measured yet" in page(folder).text
 
 
 # -- what was asked for, and how it was filled ------------------------------------------------------------------------
@@ -401,6 +403,8 @@ def test_acceptance_and_what_the_gates_said(tmp_path: Path) -> None:
     total = sum(one.attempts for one in made.acceptance().values())
     (reason, times), *_ = Counter(one.reason for one in floor).most_common(1)
     assert times > 1 and f"luck {len(floor)} {100 * len(floor) / total:.1f} {reason} ({times})" in said
+    silent = {str(gate["gate"]) for gate in made.manifest.gates} - {one.gate for one in attempts} - {"reward"}
+    assert silent and all(f"{name} 0 0.0 nothing" in said for name in silent)
     after = said[said.index("By stratum, the hardest first") :]
     first = min(made.manifest.strata, key=after.index)
     share = 100 * worst[1].accepted / worst[1].attempts

@@ -257,8 +257,9 @@ def pictures(folder: Path, numbers: Sequence[int]) -> Path:
 
 
 @pytest.fixture(autouse=True)
-def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """How well networks learn is another file's business."""
+def _quick(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """How well networks learn is another file's business, and what is kept stays among the tests."""
+    monkeypatch.setenv("DIFFALIGN_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
     monkeypatch.setattr(utility, "STEPS", 3)
     monkeypatch.setattr(utility, "NETWORKS", 1)
 

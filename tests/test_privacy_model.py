@@ -46,8 +46,9 @@ FIELDS: dict[str, Any] = {
 
 
 @pytest.fixture(autouse=True)
-def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """How well networks learn is another file's business."""
+def _quick(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """How well networks learn is another file's business, and what is kept stays among the tests."""
+    monkeypatch.setenv("DIFFALIGN_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
     monkeypatch.setattr(utility, "STEPS", 3)
     monkeypatch.setattr(utility, "NETWORKS", 1)
 
@@ -208,6 +209,6 @@ def test_losses_are_the_mean_denoising_errors_of_images_drawn_from_everywhere(mo
     picture = known.picture
     monkeypatch.setattr(known, "picture", lambda i: (asked.append(i), picture(i))[1])
     with Status() as status:
-        found = dataset_privacy.losses(policy, known, some, status)
+        found = dataset_privacy.losses(policy, known, some, status, "training")
         assert len(found) == 8 and (found > 0).all() and sorted(asked) != list(range(8)) and len(set(asked)) == 8
-        assert dataset_privacy.losses(policy, known, some, status) == pytest.approx(found, rel=1e-6)
+        assert dataset_privacy.losses(policy, known, some, status, "training") == pytest.approx(found, rel=1e-6)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from diffalign.synthesis import provenance
+from diffalign.synthesis import alignment, provenance
 from diffalign.synthesis.store import Acceptance
 
 if TYPE_CHECKING:
@@ -85,7 +85,9 @@ def _body(about: Exported, acceptance: Mapping[str, Acceptance]) -> Iterator[str
     yield f"Specification: SHA-256 `{escaped(manifest.spec_sha256)}`. Seeds follow from it, the row and the attempt.\n"
     for part, model in manifest.models.items():
         yield f"Model of the {escaped(part)}:\n"
-        yield from _facts(model)
+        facts = model if isinstance(model, Mapping) else {}
+        yield from _facts({name: value for name, value in facts.items() if name != alignment.FIELD})
+        yield from _aligned(part, facts.get(alignment.FIELD))
     for name, facts in manifest.rewards.items():
         yield f"Reward {escaped(name)}:\n"
         yield from _facts(facts)
@@ -101,6 +103,21 @@ def _body(about: Exported, acceptance: Mapping[str, Acceptance]) -> Iterator[str
     yield "## Licence\n"
     yield "This dataset states no licence of its own: whoever hands it out chooses one that those of the models allow."
     yield from ("", *_table(("Model", "Licence"), provenance.licences(manifest).items()))
+
+
+def _aligned(part: str, facts: object) -> Iterator[str]:
+    """What a model was aligned to, and what that changed on held-out prompts."""
+    if not isinstance(facts, Mapping):
+        return
+    said = f"The model of the {part} was {alignment.sentence(facts)}."
+    yield f"{escaped(said)} {escaped(alignment.won(facts))}\n"
+    if found := alignment.changes(facts):
+        yield "On held-out prompts, as its own run measured it:\n"
+        rows = (
+            (one.reward, "yes" if one.trained_on else "no", one.before, one.after, f"{one.difference} ({one.interval})")
+            for one in found
+        )
+        yield from _table(("Reward", "Trained on it", "Before", "After", "Difference (95 % interval)"), rows)
 
 
 def _warning(about: Exported) -> str:
@@ -119,10 +136,30 @@ def _warning(about: Exported) -> str:
     return "".join(f"> {line}\n" for line in lines)
 
 
+def tallied(gates: Sequence[Mapping[str, Any]], acceptance: Mapping[str, Acceptance]) -> dict[str, int]:
+    """What each gate rejected, in their order, those that rejected nothing too."""
+    found = {gate_name(gate): 0 for gate in gates}
+    for one in acceptance.values():
+        for name, count in one.rejected.items():
+            found[name] = found.get(name, 0) + count
+    return found
+
+
+def gate_name(gate: Mapping[str, Any]) -> str:
+    """How the journal calls a gate: by its kind, or by the reward, or the part of one, that it looks at."""
+    if gate.get("gate") != "reward":
+        return str(gate.get("gate"))
+    return f"{gate.get('reward')}/{gate['part']}" if gate.get("part") else str(gate.get("reward"))
+
+
 def _gates(gates: Sequence[Mapping[str, Any]], acceptance: Mapping[str, Acceptance]) -> Iterator[str]:
     if not gates:
         yield "No gate was set: every attempt was accepted.\n"
-    yield "".join(f"{number}. {escaped(_plain(gate))}\n" for number, gate in enumerate(gates, 1))
+    rejected = tallied(gates, acceptance)
+    yield "".join(
+        f"{number}. {escaped(_plain(gate))}; rejected {rejected[gate_name(gate)]}\n"
+        for number, gate in enumerate(gates, 1)
+    )
     rows = (
         (
             name, found.wanted, found.accepted, found.attempts,

@@ -1,7 +1,7 @@
 """``croissant.json``: the dataset described for machines (Croissant 1.0, with its fields for responsible AI).
 
-The library ``mlcroissant`` makes and checks it. The record set ``cases`` of Parquet, ImageFolder and PNG exports can be
-read with it; of every export it can read ``provenance``.
+The library ``mlcroissant`` makes and checks it, and reads the record sets ``cases`` and ``provenance`` of every export;
+with images, in Parquet.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from diffalign.errors import InputError
 from diffalign.synthesis import card, provenance, sums
+from diffalign.synthesis.exports import table
 from diffalign.synthesis.exports.layout import Kind
 
 if TYPE_CHECKING:
@@ -26,8 +27,10 @@ _TABLES: Mapping[str, tuple[str, str]] = {
     "parquet": ("data/*.parquet", "application/x-parquet"),
     "imagefolder": ("data/*/metadata.parquet", "application/x-parquet"),
     "png": ("data/rows.csv", "text/csv"),
+    "webdataset": (f"data/{table.NAME}", "application/x-parquet"),
+    "dicom": (f"data/{table.NAME}", "application/x-parquet"),
 }
-"""What holds the records, and its type; WebDataset and DICOM have no table."""
+"""What holds the records, and its type."""
 _FILES: Mapping[str, tuple[str, str]] = {
     "imagefolder": ("data/*/*/*.png", "image/png"),
     "png": ("data/images/*/*.png", "image/png"),
@@ -74,7 +77,6 @@ def describe(about: Exported, folder: Path) -> dict[str, Any]:
         fields=[mlc.Field(id="provenance/id", name="id", description="The case.", data_types=[mlc.DataType.TEXT],
                           source=origin)],
     )  # fmt: skip
-    cases = [_cases(about)] if about.form in _TABLES else []
     made: dict[str, Any] = mlc.Metadata(
         name=about.dataset.name,
         description=f"Synthetic cases made with diffalign: {sum(about.layout.splits.values())} in all.",
@@ -83,7 +85,7 @@ def describe(about: Exported, folder: Path) -> dict[str, Any]:
         cite_as=f"{about.dataset.name}: synthetic dataset made with diffalign, begun {about.dataset.created}",
         version="1.0.0",
         distribution=[lineage, *sets],
-        record_sets=[*cases, listed],
+        record_sets=[_cases(about), listed],
         **_responsibly(about),
     ).to_json()
     plain: dict[str, Any] = json.loads(json.dumps(made, default=str))
@@ -93,6 +95,9 @@ def describe(about: Exported, folder: Path) -> dict[str, Any]:
 def _cases(about: Exported) -> mlcroissant.RecordSet:
     import mlcroissant as mlc
 
+    columns = dict(about.layout.kinds)
+    if about.form != "parquet":
+        columns[table.FILE] = "string"
     fields = [
         mlc.Field(
             # A column's name may hold what an identifier cannot.
@@ -100,7 +105,7 @@ def _cases(about: Exported) -> mlcroissant.RecordSet:
             data_types=[getattr(mlc.DataType, _TYPES[kind])],
             source=mlc.Source(file_set="table", extract=mlc.Extract(column=name)),
         )
-        for number, (name, kind) in enumerate(about.layout.kinds.items())
+        for number, (name, kind) in enumerate(columns.items())
     ]  # fmt: skip
     if about.form == "parquet" and about.layout.images:
         image = mlc.Source(

@@ -8,6 +8,7 @@ Shape legend: ``K`` images of one prompt, ``T`` training images, ``D`` numbers t
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,7 +22,12 @@ Again = Callable[[str], Floats]
 
 
 def extraction(
-    sample: Again, prompts: Sequence[str], training: Floats, held_out: Floats, *, clique: int = CLIQUE
+    sample: Again,
+    prompts: Sequence[str],
+    training: NDArray[np.floating[Any]],
+    held_out: Floats,
+    *,
+    clique: int = CLIQUE,
 ) -> Measure:
     """Prompts from which a training image comes back in any of their images. One prompt fails.
 

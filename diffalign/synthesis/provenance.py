@@ -37,7 +37,9 @@ def of_case(case: Case, layout: Layout, manifest: Manifest, png: bytes | None) -
     """
     image = None
     if png is not None:
-        image = {"sha256": case.image, "pixels_sha256": pixels.digest(pixels.of_png(png))}
+        found = pixels.of_png(png)
+        found = pixels.grey(found, f"case {case.index}") if layout.grey else found
+        image = {"sha256": case.image, "pixels_sha256": pixels.digest(found)}
     return {
         "id": case.id,
         "index": case.index,

@@ -133,7 +133,10 @@ def network(task: Task, train: Tensor, test: Tensor, seed: int = 0) -> Floats:
 
 
 def _trained(task: Task, pixels: Tensor, asked: Tensor) -> Floats:
-    model = small_network(len(task.classes))
+    # Strided convolutions of few channels take 0.6 of the time on a CPU where the channels lie side by side.
+    beside = torch.channels_last
+    model = small_network(len(task.classes)).to(memory_format=beside)
+    pixels, asked = pixels.contiguous(memory_format=beside), asked.contiguous(memory_format=beside)
     optimizer = torch.optim.AdamW(model.parameters(), weight_decay=0.05)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 4e-3, total_steps=STEPS)
     for _ in range(STEPS):

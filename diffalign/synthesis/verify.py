@@ -18,7 +18,7 @@ import yaml
 
 from diffalign.errors import DiffalignError, InputError, NotFoundError, RefusedError
 from diffalign.synthesis import croissant, exports, provenance, store, sums, traces
-from diffalign.synthesis.exports import Exported, pixels
+from diffalign.synthesis.exports import Exported, pixels, table
 from diffalign.synthesis.exports import layout as layouts
 from diffalign.synthesis.spec import sha256_of
 from diffalign.synthesis.store import Generated
@@ -189,6 +189,7 @@ def _records(folder: Path) -> Faults:
     if splits != about.layout.splits:
         yield f"{provenance.NAME} does not have as many cases in each split as {exports.MANIFEST} says"
     count = len(expected)
+    yield from _beside(folder, about, {index: wanted for index, (wanted, _) in expected.items()})
     for record, found in exports.read(folder, about):
         index = record.get("index")
         wanted = expected.pop(index, None)
@@ -206,6 +207,18 @@ def _records(folder: Path) -> Faults:
             yield f"case {index} names a place of a machine or a user: {trace!r}"
     yield from (f"case {index} of {provenance.NAME} is missing" for index in expected)
     return f"{count} cases, whose rows, texts and pixels are those of {provenance.NAME}"
+
+
+def _beside(folder: Path, about: Exported, expected: dict[Any, str]) -> Iterator[str]:
+    """Whether the table beside files that are none has the same records, and names files that are there."""
+    if about.form not in table.BESIDE:
+        return
+    for name, record in table.read(folder / exports.DATA):
+        if expected.pop(record.get("index"), "") != layouts.digest(record):
+            yield f"{table.NAME}: the row of case {record.get('index')} is not the one in {provenance.NAME}"
+        if not re.fullmatch(r"[\w-]+(\.tar|/\d+/\d+\.dcm)", name) or not (folder / exports.DATA / name).is_file():
+            yield f"{table.NAME}: case {record.get('index')} has no file {name[:80]!r}"
+    yield from (f"{table.NAME} lacks case {index}" for index in expected)
 
 
 def _line(facts: Mapping[str, Any], number: int, about: Exported, splits: dict[str, int]) -> Iterator[str]:

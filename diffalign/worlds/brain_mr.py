@@ -87,7 +87,7 @@ def render(attributes: Attributes, seed: int, *, template: int = 0) -> Scene:
     facts = validate(attributes)
     if "level" not in facts:
         levels = ", ".join(LEVELS[facts["plane"]])
-        raise ConfigError(f"a scene needs a level to be drawn; a {facts['plane']} slice has {levels}")
+        raise ConfigError(f"a scene needs a level to be drawn; {facts['plane']} slices have {levels}")
     lesion = (facts["side"], facts["size"]) if facts["lesion"] == "present" else None
     streams = {
         part: np.random.default_rng(derive(seed, "brain-mr-render", part))
@@ -198,7 +198,7 @@ def validate(attributes: Attributes) -> dict[str, str]:
     }
     for name, value in attributes.items():
         if value not in allowed[name]:
-            raise ConfigError(f"{name} of a {plane} slice is {value!r}; there are {', '.join(allowed[name])}")
+            raise ConfigError(f"{name} is {value!r}; {plane} slices have {', '.join(allowed[name])}")
     return {name: str(attributes[name]) for name in FIELDS if name in attributes}
 
 

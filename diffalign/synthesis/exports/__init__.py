@@ -17,7 +17,7 @@ from __future__ import annotations
 import importlib
 import json
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -71,19 +71,24 @@ class Exported:
             raise InputError(f"{MANIFEST} is not the manifest of an export: {error}") from None
 
 
-def export(source: Generated, form: str, out: Path, *, allow_unsafe: bool = False) -> Path:
+def export(source: Generated, form: str, out: Path, *, allow_unsafe: bool = False, grey: bool = False) -> Path:
     """Writes a dataset in a format to a new or empty folder, whole or not at all, and returns the folder.
+
+    ``grey`` makes images of three channels grey, for DICOM: models that make grey pictures in colour leave a few levels
+    of noise between the channels.
 
     Raises RefusedError for a dataset that is not finished or did not pass its privacy report (``allow_unsafe`` lets it
     out, and the card says so), and for what the format cannot hold; InputError for cases that no format can.
     """
     if form not in FORMATS:
         raise ConfigError(f"there is no format {form!r}; there are {', '.join(FORMATS)}")
+    if grey and form != "dicom":
+        raise ConfigError(f"--grey is for dicom; {form} holds the images as they were made")
     from diffalign.synthesis import card, croissant, provenance
 
     require_empty(out, "choose another --out")
     released = release.gate(source.folder, allow_unsafe=allow_unsafe)
-    layout = survey(source)
+    layout = replace(survey(source), grey=grey)
     about = Exported(form, source.manifest, layout, released)
     with new_folder(out) as folder:
         (folder / DATA).mkdir()

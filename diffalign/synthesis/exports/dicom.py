@@ -1,5 +1,7 @@
 """DICOM Secondary Capture, marked synthetic: ``data/SPLIT/NNNNN/NNNNNNNN.dcm``, one patient and study for each case.
 
+``data/metadata.parquet`` is a table of all cases that names their files, for programs that read no DICOM.
+
 Where the standard has a place, that is used: the text is the image comments, the row is the acquisition context, and
 ``sex`` and ``age`` (in years) of a row stand for the patient too. DICOM texts are limited in length and characters, and
 its decimals in digits; so the whole record stands, exact, as JSON in a private element (0071,xx01) as well. The side of
@@ -12,7 +14,6 @@ here, and the file says so.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 import uuid
@@ -24,8 +25,9 @@ import numpy as np
 
 from diffalign.errors import InputError
 from diffalign.synthesis.cases import Case, Manifest, Value
+from diffalign.synthesis.exports import table
 from diffalign.synthesis.exports.layout import Layout, Record, as_text, need_images, place
-from diffalign.synthesis.exports.pixels import Pixels, of_png, without_needless_colour
+from diffalign.synthesis.exports.pixels import Pixels, grey, of_png, without_needless_colour
 from diffalign.synthesis.store import Generated
 
 if TYPE_CHECKING:
@@ -43,12 +45,16 @@ _UNFIT = re.compile(r"[\x00-\x08\x0b\x0e-\x1f\x7f-\x9f]")
 def write(source: Generated, layout: Layout, folder: Path) -> None:
     """Writes a file for each case."""
     need_images(layout, "dicom")
-    for case in source.cases():
-        assert case.image is not None
-        path = folder / case.split / place(case.index, ".dcm")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        made = dataset(case, layout.record(case), of_png(source.image(case.image)), source.manifest)
-        made.save_as(path, enforce_file_format=True)
+    with table.writer(folder, layout) as add:
+        for case in source.cases():
+            assert case.image is not None
+            name = f"{case.split}/{place(case.index, '.dcm')}"
+            pixels = of_png(source.image(case.image))
+            pixels = grey(pixels, f"case {case.index}") if layout.grey else without_needless_colour(pixels)
+            made = dataset(case, layout.record(case), pixels, source.manifest, derived=layout.grey)
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            made.save_as(folder / name, enforce_file_format=True)
+            add(case, name)
 
 
 def read(folder: Path, layout: Layout) -> Iterator[tuple[Record, Pixels | None]]:
@@ -64,8 +70,8 @@ def read(folder: Path, layout: Layout) -> Iterator[tuple[Record, Pixels | None]]
             yield json.loads(text), found.pixel_array
 
 
-def dataset(case: Case, record: Record, pixels: Pixels, manifest: Manifest) -> Dataset:
-    """One case as a DICOM dataset; colour whose channels are equal is stored as the greyscale that it is."""
+def dataset(case: Case, record: Record, pixels: Pixels, manifest: Manifest, *, derived: bool = False) -> Dataset:
+    """One case as a DICOM dataset; ``derived`` says that its pixels are the luminance of the image that was made."""
     from pydicom.dataset import Dataset, FileMetaDataset
     from pydicom.uid import ExplicitVRLittleEndian, SecondaryCaptureImageStorage
 
@@ -79,7 +85,8 @@ def dataset(case: Case, record: Record, pixels: Pixels, manifest: Manifest) -> D
     made.SyntheticData = "YES"
     made.Modality, made.ConversionType = "OT", "SYN"
     made.Manufacturer = "diffalign"
-    made.DerivationDescription = _words(f"Made by the model {model.get('name', '')}; nothing was acquired", 1024)
+    told = "; the pixels are the luminance of its colour image" if derived else ""
+    made.DerivationDescription = _words(f"Made by the model {model.get('name', '')}; nothing was acquired{told}", 1024)
     made.StudyDescription, made.SeriesDescription = _words(manifest.name), _words(case.stratum)
     made.BurnedInAnnotation, made.LossyImageCompression = "NO", "00"
     for level in ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID"):
@@ -94,7 +101,7 @@ def dataset(case: Case, record: Record, pixels: Pixels, manifest: Manifest) -> D
     if case.text is not None and len(case.text) <= _LONGEST_COMMENT and not _UNFIT.search(case.text):
         made.ImageComments = case.text
     _context(made, record)
-    _pixels(made, without_needless_colour(pixels))
+    _pixels(made, pixels)
     made.private_block(GROUP, CREATOR, create=True).add_new(RECORD, "UT", as_text(record))
     return made
 
@@ -105,8 +112,8 @@ def uid(spec_sha256: str, name: str, level: str) -> str:
 
 
 def _patient(made: Dataset, case: Case, manifest: Manifest) -> None:
-    short = hashlib.sha256(f"{manifest.spec_sha256} {case.id}".encode()).hexdigest()[:16].upper()
-    made.PatientID, made.PatientName, made.PatientBirthDate = f"SYN-{short}", f"SYNTHETIC^{short}", ""
+    made.PatientID = name = _words(case.id)
+    made.PatientName, made.PatientBirthDate = f"SYNTHETIC^{name}"[:_LONGEST_WORDS], ""
     made.PatientSex = _SEXES.get(str(case.row.get("sex")).lower(), "")
     age = case.row.get("age")
     if isinstance(age, int) and not isinstance(age, bool) and 0 <= age <= 999:

@@ -51,6 +51,8 @@ class Layout:
     """Cases in each split."""
     images: bool
     texts: bool
+    grey: bool = False
+    """Whether colour images become grey ones: see ``pixels.grey``."""
 
     @property
     def kinds(self) -> dict[str, Kind]:
@@ -83,7 +85,7 @@ class Layout:
             raise InputError(f"there is no type {wrong[0]!r} of columns")
         for name in splits:
             _check_split(name)
-        return cls(columns, splits, bool(facts["images"]), bool(facts["texts"]))
+        return cls(columns, splits, bool(facts["images"]), bool(facts["texts"]), bool(facts.get("grey")))
 
 
 def survey(source: Generated) -> Layout:

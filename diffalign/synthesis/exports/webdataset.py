@@ -1,5 +1,7 @@
 """WebDataset: ``data/SPLIT-NNNNN-of-NNNNN.tar`` with ``KEY.png``, ``KEY.json`` (the record) and ``KEY.txt`` (the text).
 
+``data/metadata.parquet`` is a table of all cases that names the tar file of each, for programs that read no tar files.
+
 No member is a pickle, and the tar files have no time, user or mode of the machine in them. A case without a text has no
 ``txt`` member, so that an empty text and none at all are told apart.
 """
@@ -9,11 +11,12 @@ from __future__ import annotations
 import io
 import json
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from diffalign.errors import InputError
 from diffalign.synthesis.cases import Case
+from diffalign.synthesis.exports import table
 from diffalign.synthesis.exports.layout import Layout, Record, as_text, shards
 from diffalign.synthesis.exports.pixels import Pixels, of_png
 from diffalign.synthesis.store import Generated
@@ -21,13 +24,21 @@ from diffalign.synthesis.store import Generated
 
 def write(source: Generated, layout: Layout, folder: Path) -> None:
     """Writes the files of a dataset into a folder."""
-    for name, cases in shards(source, layout):
-        with tarfile.open(folder / f"{name}.tar", "w", format=tarfile.USTAR_FORMAT) as tar:
-            for case in cases:
-                for suffix, data in _members(source, layout, case):
-                    member = tarfile.TarInfo(f"{case.index:08d}.{suffix}")
-                    member.size, member.mode = len(data), 0o644
-                    tar.addfile(member, io.BytesIO(data))
+    with table.writer(folder, layout) as add:
+        for name, cases in shards(source, layout):
+            _shard(source, layout, folder / f"{name}.tar", cases, add)
+
+
+def _shard(
+    source: Generated, layout: Layout, path: Path, cases: Iterator[Case], add: Callable[[Case, str], None]
+) -> None:
+    with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as tar:
+        for case in cases:
+            add(case, path.name)
+            for suffix, data in _members(source, layout, case):
+                member = tarfile.TarInfo(f"{case.index:08d}.{suffix}")
+                member.size, member.mode = len(data), 0o644
+                tar.addfile(member, io.BytesIO(data))
 
 
 def read(folder: Path, layout: Layout) -> Iterator[tuple[Record, Pixels | None]]:
