@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import click
 
+from apps import generate_again, generate_names
 from apps.catalogue import dataset_recipes, find
 from apps.progress import Status
 from diffalign.errors import ConfigError, RefusedError, UserError
@@ -16,7 +18,7 @@ from diffalign.runs import disk_errors, require_empty, unused_folder
 from diffalign.synthesis import beginning, rows, store
 from diffalign.synthesis import spec as specification
 from diffalign.synthesis.cases import Manifest
-from diffalign.synthesis.engine import Engine, Workers
+from diffalign.synthesis.engine import Engine
 from diffalign.synthesis.spec import Spec
 from diffalign.synthesis.store import Acceptance, Generated
 
@@ -38,53 +40,71 @@ def run(
     allow_unsafe: bool = False,
 ) -> int:
     """Makes the dataset, or goes on with it; returns the exit status."""
-    from apps import dataset_report, generate_models
-
-    if resume and out is None:
-        raise ConfigError("--resume needs --out: the folder of the dataset to continue")
-    workers = generate_models.workers()
-    if workers.count > 1 and out is None:
-        raise ConfigError("several processes need --out, so that all of them write to the same folder")
-    spec = load(_begun(recipe, out) if resume and out else recipe, overrides)
-    folder = out or unused_folder(Path("runs") / spec.name)
+    folder = out
+    rank, count = (int(os.environ.get(name, default)) for name, default in (("RANK", "0"), ("WORLD_SIZE", "1")))
     try:
+        if resume and out is None:
+            raise ConfigError("--resume needs --out: the folder of the dataset to continue")
+        if count > 1 and out is None:
+            raise ConfigError("several processes need --out, so that all of them write to the same folder")
+        named = _begun(recipe, out) if resume and out else recipe
+        # Whatever is wrong in the specification is told before models are loaded, and before their libraries are.
+        spec = load(named, overrides)
+        folder = out or unused_folder(Path("runs") / spec.name)
         if not resume:
             with disk_errors(f"cannot write {folder}", folder):
                 require_empty(folder)
-        made = generate_models.Makers(spec)
-        found = rows.survey(spec)
-        if workers.rank == 0:
-            _warn(found)
-        manifest = made.manifest(found)
-        workers.meet()
-        if workers.rank == 0:
-            _begin(spec, folder, manifest, resume=resume)
-        workers.meet()
-        with Status() as status:
-            quiet = workers.rank > 0
-            Engine(
-                spec, folder, made.makers(), duplicates=made.duplicates, workers=workers,
-                on_progress=(lambda *_: None) if quiet else status, say=(lambda _: None) if quiet else status.say,
-                at_end=lambda: dataset_report.write(folder),
-            ).run()  # fmt: skip
+        generate_names.check(spec)
+        source = None if resume else generate_again.folder_of(_path(named))
+        _make(spec, folder, source, resume=resume, speaks=rank == 0)
     except UserError:
-        if workers.rank:
+        if rank:
             time.sleep(GRACE)
         raise
     except KeyboardInterrupt:
-        _interrupted(recipe, overrides, folder, workers)
+        if not rank:
+            _interrupted(recipe, overrides, folder)
         return 130
-    if workers.rank == 0:
+    if not rank:
         _show(folder)
         _export(folder, exports, allow_unsafe=allow_unsafe)
     return 0
 
 
+def _make(spec: Spec, folder: Path, source: Path | None, *, resume: bool, speaks: bool) -> None:
+    """Makes the cases. ``source`` is the dataset that the specification lies in; one process of several speaks."""
+    from apps import dataset_report, generate_models
+
+    found = rows.survey(spec)
+    if speaks:
+        _warn(found)
+    workers = generate_models.workers()
+    made = generate_models.Makers(spec)
+    manifest = made.manifest(found)
+    if source is not None and speaks:
+        generate_again.compare(spec, manifest, source)
+    workers.meet()
+    if speaks:
+        _begin(spec, folder, manifest, resume=resume)
+    workers.meet()
+    with Status() as status:
+        Engine(
+            spec, folder, made.makers(), duplicates=made.duplicates, workers=workers,
+            on_progress=status if speaks else (lambda *_: None), say=status.say if speaks else (lambda _: None),
+            at_end=lambda: dataset_report.write(folder),
+        ).run()  # fmt: skip
+
+
 def load(recipe: str, overrides: Sequence[str]) -> Spec:
     """The specification of a recipe's name, a YAML file, or the folder of a dataset."""
-    folder = Path(recipe).expanduser()
-    path = folder / store.SPEC if (folder / store.SPEC).is_file() else find(recipe, dataset_recipes())
+    path = _path(recipe)
+    generate_again.check_places(path, overrides)
     return specification.load(path, overrides)
+
+
+def _path(recipe: str) -> Path:
+    folder = Path(recipe).expanduser()
+    return folder / store.SPEC if (folder / store.SPEC).is_file() else find(recipe, dataset_recipes())
 
 
 def _begun(recipe: str, folder: Path) -> str:
@@ -127,10 +147,8 @@ def _again(folder: Path) -> str:
     return f"'diffalign generate {folder / store.SPEC} --resume --out {folder}'"
 
 
-def _interrupted(recipe: str, overrides: Sequence[str], folder: Path, workers: Workers) -> None:
-    if workers.rank:
-        return
-    if not (folder / store.SPEC).is_file():
+def _interrupted(recipe: str, overrides: Sequence[str], folder: Path | None) -> None:
+    if folder is None or not (folder / store.SPEC).is_file():
         click.echo("interrupted: nothing was written", err=True)
         return
     changed = "".join(f" --set '{override}'" for override in overrides)
@@ -177,31 +195,11 @@ def _export(folder: Path, formats: Sequence[str], *, allow_unsafe: bool) -> None
 
 def plan(recipe: str, overrides: Sequence[str]) -> None:
     """Prints what would be made, and loads no model; raises UserError where a name in it stands for nothing."""
-    from apps import generate_names
+    from apps import generate_plan
 
     spec = load(recipe, overrides)
     generate_names.check(spec)
     found = rows.survey(spec)
     _warn(found)
-    click.echo(f"{'rows:':<20} {found.count}")
-    for name, count in found.splits.items():
-        click.echo(f"{'  ' + name + ':':<20} {count}")
-    click.echo(f"{'strata:':<20} {len(found.strata)}")
-    for name, count in found.strata.items():
-        click.echo(f"  {count:>7}  {name}")
-    click.echo(f"{'attempts:':<20} at most {spec.attempts} a row, in chunks of {spec.chunk} rows")
-    if spec.image is not None:
-        sampler = spec.image.sampler
-        calls = sampler.steps * (1 if sampler.guidance_scale == 1 else 2)
-        click.echo(f"{'images to make:':<20} {_range(found.count, spec)}, {spec.image.model}")
-        click.echo(f"{'denoiser calls:':<20} {_range(found.count * calls, spec)} (image x step x guidance branch)")
-    if spec.text is not None:
-        tokens = found.count * spec.text.generation.max_new_tokens
-        click.echo(f"{'texts to make:':<20} {_range(found.count, spec)}, {spec.text.model}")
-        click.echo(f"{'tokens to write:':<20} at most {tokens:,} in the first round, {tokens * spec.attempts:,} in all")
-    judged = len(spec.rewards) * found.count
-    click.echo(f"{'scores to give:':<20} {_range(judged, spec)}\n\n{spec.dump()}", nl=False)
-
-
-def _range(count: int, spec: Spec) -> str:
-    return f"{count:,} to {count * spec.attempts:,}"
+    source = generate_again.folder_of(_path(recipe))
+    generate_plan.show(spec, found, source if source and not beginning.changes(spec, source) else None)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 import re
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from functools import cache, cached_property
 from pathlib import Path
@@ -20,8 +21,8 @@ from peft import PeftModel
 from PIL.Image import Image
 
 from apps import build, hashes
-from apps.evaluate import is_run
-from diffalign import images, processes
+from apps.generate_origin import Origin, aligned
+from diffalign import images, processes, shares
 from diffalign.errors import ConfigError, InputError, NotFoundError
 from diffalign.runs import environment
 from diffalign.sampling import OPTIONAL
@@ -57,28 +58,6 @@ class Launched:
 def workers() -> Workers:
     """The processes that work together: those that were launched, or this one alone."""
     return Launched() if processes.launched() else Alone()
-
-
-@dataclass(frozen=True)
-class Origin:
-    """Where a model comes from: what is loaded, and the adapter on it."""
-
-    model: str
-    adapter: Path | None
-
-    @classmethod
-    def of(cls, name: str, adapter: str | None) -> Origin:
-        """Of a model or a run directory. Raises NotFoundError for a run that did not finish."""
-        if not is_run(name):
-            return cls(name, Path(adapter).expanduser() if adapter else None)
-        folder = Path(name).expanduser()
-        if (folder / "model").is_dir():
-            return cls(str(folder / "model"), Path(adapter).expanduser() if adapter else None)
-        if not (folder / "adapter").is_dir():
-            raise NotFoundError(f"run {name} has no adapter/ or model/: it did not finish; continue it with --resume")
-        if adapter:
-            raise ConfigError(f"{name} is a run with an adapter of its own, and adapter names another: {adapter}")
-        return cls(build.resolved(build.configuration(name), folder).model, folder / "adapter")
 
 
 class Makers:
@@ -188,13 +167,33 @@ def attach(policy: DiffusionPolicy | LanguagePolicy, folder: Path) -> None:
         if isinstance(policy, LanguagePolicy):
             policy.model = PeftModel.from_pretrained(policy.model, str(folder)).eval()
         else:
-            policy.family.pipeline.load_lora_weights(folder, local_files_only=True)
+            with _quiet():
+                policy.family.pipeline.load_lora_weights(folder, local_files_only=True)
     except Exception as error:
         raise InputError(f"adapter {folder} cannot be loaded: {str(error).splitlines()[0]}") from error
 
 
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keeps back what diffusers says of every LoRA of a denoiser alone: that it has nothing for the text encoder."""
+    log = logging.getLogger("diffusers.loaders.lora_base")
+
+    def known(record: logging.LogRecord) -> bool:
+        return not record.getMessage().startswith("No LoRA keys associated to")
+
+    log.addFilter(known)
+    try:
+        yield
+    finally:
+        log.removeFilter(known)
+
+
 def _samples(policy: DiffusionPolicy | LanguagePolicy) -> Callable[[Sequence[Prompt], Sequence[int]], Sequence[Sample]]:
-    return lambda prompts, seeds: policy.rollout(prompts, seeds).samples
+    def made(prompts: Sequence[Prompt], seeds: Sequence[int]) -> Sequence[Sample]:
+        with shares.samples_alone(policy):
+            return policy.rollout(prompts, seeds).samples
+
+    return made
 
 
 def _facts(name: str, origin: Origin, policy: DiffusionPolicy | LanguagePolicy) -> dict[str, Any]:
@@ -213,6 +212,8 @@ def _facts(name: str, origin: Origin, policy: DiffusionPolicy | LanguagePolicy) 
         else None,
         "licence": _licence(origin.model, Path(where) if local else None),
     }
+    if origin.run is not None:
+        found["aligned"] = aligned(origin.run)
     if trained := _training_data(Path(where) / "README.md"):
         found["training_data"] = trained
     if isinstance(policy, DiffusionPolicy):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from apps.generate_models import Origin
+from apps.generate_origin import Origin
 from diffalign.errors import ConfigError, NotFoundError
 from diffalign.synthesis.journal import PARTS
 from diffalign.synthesis.spec import MemorisedGate, Spec

@@ -21,7 +21,6 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
 from safetensors import SafetensorError
 
 from diffalign.config import RunConfig, dump
@@ -273,6 +272,8 @@ class Run:
 
         A step whose checkpoint is complete is not written again: a run has one state per step.
         """
+        import torch
+
         path = self.path / "checkpoints" / f"step-{step}"
         if path not in self.checkpoints():
             with new_folder(path) as folder:
@@ -283,6 +284,8 @@ class Run:
 
     def load_checkpoint(self) -> dict[str, Any] | None:
         """The last complete checkpoint's state on the CPU, or None."""
+        import torch
+
         paths = self.checkpoints()
         if not paths:
             return None
@@ -292,6 +295,8 @@ class Run:
 
 def environment(seed: int, hashes: Mapping[str, str]) -> dict[str, Any]:
     """What a run ran on."""
+    import torch
+
     versions = {}
     for package in PACKAGES:
         try:

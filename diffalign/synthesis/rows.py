@@ -1,9 +1,15 @@
 """The rows that a specification asks for, in order, with memory that does not grow with their number.
 
-Rows from axes. The cases are handed down from axis to axis, in the order in which the axes are written: at each value
-its share of them, rounded down, and what is left over by the largest remainder (Hamilton's method). What an axis was
-owed by earlier roundings is added to its remainders, so that the shares of a late axis come out right over the whole
-table too, though each of its groups may be smaller than 1.
+Rows from axes. Along the axes that strata or conditions look at the cases are handed down from axis to axis, in the
+order in which the axes are written: at each value its share of them, rounded down, and what is left over by the largest
+remainder (Hamilton's method). What an axis was owed by earlier roundings is added to its remainders, so that the shares
+of a late axis come out right over the whole table too, though each of its groups may be smaller than 1. Groups that
+have not two rows for every value are rounded by chance, but for the first: two axes that divided the same small groups
+by a fixed rule would go through their values in step.
+
+The values of every other axis are counted out by Hamilton's method over all rows in which it has the same form, and
+drawn from that urn without putting back, by chances of its own: its shares hold to a case over these rows, and among
+any of them it says nothing about another axis.
 
 Splits. Each row goes to the split that lags most, where it counts how far a split lags in the row's stratum, among the
 rows with the same value in each column of the strata, and over all rows. Rows come in the order of the axes, and a
@@ -13,6 +19,7 @@ could be of one value throughout.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -30,6 +37,8 @@ MOST_STRATA = 10_000
 ONE_STRATUM = "all"
 SHOWN = 8
 """Values that a warning names."""
+PAID = 0.5
+"""Part of what a value is owed that the next group pays back, on average."""
 WITHIN = 0.5
 """Weight of a split's lag in the stratum. At 1 a stratum of one row, whose largest split always lags most there, would
 outweigh the values of its columns.
@@ -62,7 +71,8 @@ def known(table: TableConfig, beside: Path) -> TableConfig:
     """The table with its place, the kinds of all columns and the hash of the file, which is looked through as a whole.
 
     A path that is not absolute is looked for in the folder ``beside`` first, that of the specification, and then in the
-    working directory. Raises NotFoundError where it is in neither.
+    working directory. Raises NotFoundError where it is in neither, and ConfigError where the specification has the hash
+    of another file.
     """
     path = Path(table.file).expanduser()
     if not path.is_absolute():
@@ -73,8 +83,15 @@ def known(table: TableConfig, beside: Path) -> TableConfig:
                 f"there is no table {path}: it is neither in {beside.absolute()}, where the specification is, nor in"
                 f" {Path.cwd()}, the working directory"
             )
+    found = tables.sha256_of(path) if path.is_file() else None
+    if found is not None and table.sha256 not in (None, found):
+        raise ConfigError(
+            f"table.file: {path} is not the table that the specification names: its SHA-256 is {found}, and"
+            f" table.sha256 is {table.sha256}; give the same file, or take what is in this one by --set"
+            " table.sha256=null --set table.columns={}"
+        )
     kinds = tables.kinds(path, table.columns, table.id)
-    return table.model_copy(update={"file": str(path), "columns": kinds, "sha256": tables.sha256_of(path)})
+    return table.model_copy(update={"file": str(path), "columns": kinds, "sha256": found})
 
 
 def survey(spec: Spec) -> Survey:
@@ -150,12 +167,16 @@ def _from_table(table: TableConfig) -> Iterator[dict[str, Value]]:
 
 
 def _drawn(spec: Spec) -> Iterator[dict[str, Value]]:
-    assert spec.cases is not None
     numbers = {name for name, kind in columns(spec).items() if kind in ("integer", "number")}
+    urns = _urns(spec)
     index = 0
-    for cells, count in _groups(spec, list(spec.axes), {}, spec.cases, {}):
+    for cells, count in _groups(spec):
+        forms = {name: form_of(spec, name, cells) for name in spec.axes if name not in cells}
         for _ in range(count):
-            row = dict(cells)
+            row = {name: cells.get(name) for name in spec.axes}
+            for name, form in forms.items():
+                if isinstance(form, Category):
+                    row[name] = form.values[_taken(urns[_key(name, form)], derive(spec.seed, "axis", name, index))]
             for name in numbers:
                 form = form_of(spec, name, row)
                 if isinstance(form, Numbers):
@@ -164,10 +185,16 @@ def _drawn(spec: Spec) -> Iterator[dict[str, Value]]:
             index += 1
 
 
-def _groups(
-    spec: Spec, left: Sequence[str], cells: dict[str, Value], count: int, owed: dict[object, list[float]]
+def _groups(spec: Spec) -> Iterator[tuple[dict[str, Value], int]]:
+    """Every combination of values that gets a case, and how many, of the axes that strata or conditions look at."""
+    assert spec.cases is not None
+    looked_at = {*spec.strata, *(name for condition in spec.conditions for name in condition.when)}
+    yield from _divided(spec, [name for name in spec.axes if name in looked_at], {}, spec.cases, {})
+
+
+def _divided(
+    spec: Spec, left: Sequence[str], cells: dict[str, Value], count: int, owed: dict[object, _Debts]
 ) -> Iterator[tuple[dict[str, Value], int]]:
-    """Every combination of categories that gets a case, and how many; numbers are still empty."""
     if not count:
         return
     if not left:
@@ -176,29 +203,80 @@ def _groups(
     name, *rest = left
     form = form_of(spec, name, cells)
     if not isinstance(form, Category):
-        yield from _groups(spec, rest, {**cells, name: None}, count, owed)
+        yield from _divided(spec, rest, {**cells, name: None}, count, owed)
         return
-    key = (name, tuple(map(str, form.values)), tuple(form.shares))
-    debts = owed.setdefault(key, [0.0] * len(form.values))
-    for value, given in zip(form.values, allotted(form.shares, count, debts), strict=True):
-        yield from _groups(spec, rest, {**cells, name: value}, given, owed)
+    debts = owed.setdefault(_key(name, form), _Debts([0.0] * len(form.values)))
+    chances = [derive(spec.seed, "remainder", name, debts.times, i) / 2**63 for i in range(len(form.values))]
+    given = allotted(form.shares, count, debts.owed, chances if debts.times else ())
+    debts.times += 1
+    for value, part in zip(form.values, given, strict=True):
+        yield from _divided(spec, rest, {**cells, name: value}, part, owed)
 
 
-def allotted(shares: Sequence[float], count: int, owed: list[float]) -> list[int]:
-    """How many of ``count`` each share gets: its part rounded down, and the rest one by one by the largest remainder.
+@dataclass
+class _Debts:
+    """What roundings left the values of an axis short of (negative: gave them too much), and how many there were."""
+
+    owed: list[float]
+    times: int = 0
+
+
+def _key(name: str, form: Category) -> object:
+    """Names an axis in one of its forms."""
+    return name, tuple(map(str, form.values)), tuple(form.shares)
+
+
+def _urns(spec: Spec) -> dict[object, list[int]]:
+    """How many rows get each value of the axes that are drawn, in each of their forms."""
+    forms: dict[object, Category] = {}
+    rows_of: dict[object, int] = {}
+    for cells, count in _groups(spec):
+        for name in spec.axes:
+            if name not in cells and isinstance(form := form_of(spec, name, cells), Category):
+                key = _key(name, form)
+                forms[key] = form
+                rows_of[key] = rows_of.get(key, 0) + count
+    return {key: allotted(form.shares, rows_of[key], [0.0] * len(form.values)) for key, form in forms.items()}
+
+
+def _taken(urn: list[int], chance: int) -> int:
+    """The place of the value that is drawn, which is one less in the urn from now on; ``chance`` is below 2**63."""
+    ticket = chance * sum(urn) >> 63
+    for place, left in enumerate(urn):
+        if ticket < left:
+            urn[place] -= 1
+            return place
+        ticket -= left
+    raise AssertionError("an urn holds as many values as there are rows")
+
+
+def allotted(shares: Sequence[float], count: int, owed: list[float], chances: Sequence[float] = ()) -> list[int]:
+    """How many of ``count`` each share gets: its part rounded down, and one more for those that claim most.
 
     ``owed`` is what earlier calls left each of them short of (negative: gave it too much); it counts with the
-    remainders and is brought up to date. Where it is 0 throughout, this is Hamilton's method.
+    remainders and is brought up to date. Where it is 0 throughout, this is Hamilton's method. With ``chances``, in
+    (0, 1), a count of which some share gets less than two is rounded by them: each is rounded up with about the
+    probability of its remainder, plus a part of what it is owed (Pareto sampling, Rosén 1997), so that what it gets on
+    average does not depend on the size of the group.
     """
     parts = [share * count for share in shares]
     given = [int(part + 1e-9) for part in parts]
-    claims = [part - whole + debt for part, whole, debt in zip(parts, given, owed, strict=True)]
+    if chances and min(given) < 2:
+        likely = [part - whole + PAID * debt for part, whole, debt in zip(parts, given, owed, strict=True)]
+        claims = [_logit(one) - _logit(chance) for one, chance in zip(likely, chances, strict=True)]
+    else:
+        claims = [part - whole + debt for part, whole, debt in zip(parts, given, owed, strict=True)]
     order = sorted(range(len(shares)), key=lambda i: (-round(claims[i], 9), i))
     for i in order[: count - sum(given)]:
         given[i] += 1
     for i, (part, whole) in enumerate(zip(parts, given, strict=True)):
         owed[i] += part - whole
     return given
+
+
+def _logit(chance: float) -> float:
+    chance = min(max(chance, 1e-9), 1 - 1e-9)
+    return math.log(chance / (1 - chance))
 
 
 def form_of(spec: Spec, name: str, cells: Mapping[str, Value]) -> Category | Numbers | None:

@@ -222,7 +222,9 @@ def _parquet(path: Path) -> Iterator[tuple[str, Cells]]:
             raise InputError(f"{path}: {row}")
         for column, cell in row.items():
             if cell is not None and not isinstance(cell, str | int | float | bool):
-                raise InputError(f"{path}: row {number}: {column} holds a {type(cell).__name__}, which is no cell")
+                raise InputError(
+                    f"{path}: row {number}: {column} holds a value of type {type(cell).__name__}, which is no cell"
+                )
         yield f"{path}: row {number}", row
 
 
