@@ -137,23 +137,24 @@ class Judges:
     """Of the rewards in a combination, and of what they measure: whether training wants more of it."""
 
 
-def judges(config: RunConfig) -> Judges:
-    """Loads the rewards. Refuses two of one name, since one would take the other's place among the measures.
+def judges(config: RunConfig, loaded: Sequence[Reward] | None = None) -> Judges:
+    """Loads the rewards, but for those of ``trained`` that are ``loaded`` already. Refuses two of one name, since one
+    would take the other's place among the measures.
 
     A reward that is the whole of what is optimised is measured anyway, so naming it again changes nothing; one of a
     combination that is named again, by the same words, gets a row of its own.
     """
     if not config.rewards:
         return _measured_only(config)
-    loaded = trained(config)
+    loaded = trained(config) if loaded is None else loaded
     main = _main(config, loaded)
     owner = {found.name: entry.reward for found, entry in zip(loaded, config.rewards, strict=True)}
     seen: dict[str, str] = {main.name: owner.get(main.name, "the combination of rewards")}
     others = []
     for spec in config.evaluation.rewards:
-        found = load_reward(spec)
         if main is loaded[0] and spec == owner[main.name]:
             continue
+        found = load_reward(spec)
         first = seen.get(found.name) or owner.get(found.name, spec)
         if found.name in seen or first != spec:
             raise ConfigError(
@@ -232,22 +233,22 @@ def check(config: RunConfig) -> None:
         _same_modality(config, f"fit.preferences: {fitted_to} has", sources.modality_of_pairs(fitted_to))
     if config.warm_up is not None:
         judges(warm_up_stage.configuration(config))
+    known = [(entry, load_reward(entry.reward)) for entry in config.rewards if not is_fitted(entry.reward)]
+    optimised = [reward for _, reward in known]
     if config.objective.name in BACKPROP:
-        _have_gradients(config)
+        _have_gradients(config, [reward for entry, reward in known if entry.weight])
     if config.fit is None:
-        found = judges(config)
+        found = judges(config, optimised)
         loaded = [found.main, *found.others]
     else:
-        named = [*(entry.reward for entry in config.rewards), *config.evaluation.rewards]
-        loaded = [load_reward(spec) for spec in named if not is_fitted(spec)]
+        loaded = [*optimised, *(load_reward(spec) for spec in config.evaluation.rewards if not is_fitted(spec))]
     for one in loaded:
         hint = " (a function of your own says by its attribute 'modality' which of them it judges)"
         _same_modality(config, f"reward {one.name} judges", one.modality, hint)
 
 
-def _have_gradients(config: RunConfig) -> None:
-    counting = [entry.reward for entry in config.rewards if entry.weight and not is_fitted(entry.reward)]
-    without = [one.name for one in map(load_reward, counting) if not hasattr(one, "differentiable")]
+def _have_gradients(config: RunConfig, counting: Sequence[Reward]) -> None:
+    without = [one.name for one in counting if not hasattr(one, "differentiable")]
     if without:
         raise ConfigError(
             f"objective {config.objective.name} follows the reward's own gradient, and {' and '.join(without)}"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 import click
@@ -15,6 +15,7 @@ from apps.catalogue import recipes
 from apps.outcome import show
 from apps.progress import Status
 from diffalign import prompts as prompt_sources
+from diffalign import shares
 from diffalign.config import AdapterConfig, RunConfig, parse
 from diffalign.errors import ConfigError, NotFoundError
 from diffalign.evaluation import evaluate
@@ -126,6 +127,10 @@ class Pair:
     def rollout(self, prompts: Sequence[Prompt], seeds: Sequence[int]) -> Rollout:
         """See Policy."""
         return self.now.rollout(prompts, seeds)
+
+    def merged(self) -> AbstractContextManager[None]:
+        """As the model that is asked now samples where nothing is replayed."""
+        return shares.samples_alone(self.now)
 
     def step_log_probs(self, rollout: Rollout, steps: Tensor, *, kl: bool = False) -> StepLikelihood:
         """See Policy."""

@@ -15,14 +15,17 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from diffalign import checks, credit
+from diffalign import checks, credit, overlap, shares
 from diffalign.config import TrainerConfig
 from diffalign.errors import InputError
+from diffalign.processes import Processes
 from diffalign.seeds import derive, permutation
 from diffalign.types import Modality, Preference, Prompt, Reward, Rollout, Sample, Scores
 
 Judge = Callable[[Sequence[tuple[Sample, Sample]], int], Sequence[Preference]]
 """Says which sample of each pair is better, from a seed."""
+Each = Callable[[int, Sequence[Sample]], None]
+"""What is done with each batch of samples, by its number."""
 
 
 @dataclass(frozen=True)
@@ -69,6 +72,14 @@ class Gathered:
     metrics: Mapping[str, float] = field(default_factory=dict)
 
 
+class Sampler(Protocol):
+    """Makes samples under the current policy."""
+
+    def __call__(self, prompts: Sequence[Prompt], each: Each | None = None) -> Rollout:
+        """One of each prompt. ``each`` is given every batch by number as soon as it is there, where it was made."""
+        ...
+
+
 @dataclass(frozen=True)
 class Epoch:
     """What a source may use of the training loop."""
@@ -78,12 +89,14 @@ class Epoch:
     seed: int
     """Of the run."""
     settings: TrainerConfig
-    sample: Callable[[Sequence[Prompt]], Rollout]
+    sample: Sampler
     """One sample for each prompt under the current policy."""
     first: bool
     """Whether no update has been made yet."""
     score: Callable[[Reward, Sequence[Sample]], Scores] = lambda reward, samples: reward(samples)
     """What a reward says of samples; where there are several processes, each asks it about its share."""
+    together: Callable[[Mapping[int, Scores]], Scores] = lambda own: shares.scores_of_batches(Processes(), own)
+    """The scores of all samples, of those of batches by number; where there are several processes, of everybody's."""
 
     def picked(self, count: int, available: int, name: str) -> list[int]:
         """The next ``count`` numbers of an endless sequence of shuffles of those below ``available``."""
@@ -126,10 +139,17 @@ class Rollouts:
         return _sampled(epoch, self.prompts)
 
     def _scored(self, epoch: Epoch) -> tuple[Scored, dict[str, float]]:
+        """Samples and their scores; a reward that waits for a server is asked while the next batch is made."""
         started = time.perf_counter()
-        rollout = self.sampled(epoch)
-        sampled = time.perf_counter()
-        scores = epoch.score(self.reward, rollout.samples)
+        if overlap.waits(self.reward):
+            with overlap.Overlap(self.reward) as asking:
+                rollout = _sampled(epoch, self.prompts, asking.ask)
+                sampled = time.perf_counter()
+                scores = epoch.together(asking.scores())
+        else:
+            rollout = self.sampled(epoch)
+            sampled = time.perf_counter()
+            scores = epoch.score(self.reward, rollout.samples)
         checks.reward_is_usable(scores, start=epoch.first)
         times = {"time/sample": sampled - started, "time/reward": time.perf_counter() - sampled}
         return Scored(rollout, scores), reward_metrics(scores) | times
@@ -298,10 +318,10 @@ def reward_metrics(scores: Scores) -> dict[str, float]:
     return metrics
 
 
-def _sampled(epoch: Epoch, prompts: Sequence[Prompt]) -> Rollout:
+def _sampled(epoch: Epoch, prompts: Sequence[Prompt], each: Each | None = None) -> Rollout:
     count, repeats = epoch.settings.samples_per_epoch, epoch.settings.samples_per_prompt
     picked = epoch.picked(count // repeats, len(prompts), "prompts")
-    return epoch.sample([prompts[i] for i in picked for _ in range(repeats)])
+    return epoch.sample([prompts[i] for i in picked for _ in range(repeats)], each)
 
 
 def _groups(samples: Sequence[Sample]) -> list[list[int]]:

@@ -7,7 +7,9 @@ Notation: a rectified flow (Liu et al. 2022, arXiv 2209.03003; Lipman et al. 202
 velocity :math:`v`, which is to be :math:`\varepsilon - x_0`. :math:`\sigma` is 1 at pure noise and 0 at an image. A
 step goes from ``sigma`` to ``following``, which is lower: :math:`\Delta` = ``following - sigma`` is negative.
 
-The likelihood of a step is ``denoising.log_density`` of its mean and deviation, whatever the kind of noise.
+The likelihood of a step is ``denoising.log_density`` of its mean and deviation, whatever the kind of noise: so ratio,
+KL and clip range mean the same for each. For a step of CPS Wang & Yu 2025 take minus the mean squared distance instead,
+the log-density times :math:`2\,std^2` without its constants, which is that of no distribution; theirs is not here.
 
 The KL of a step to the reference is ``denoising.gaussian_kl``: :math:`|\mu - \mu_{ref}|^2 / (2\,std^2)`, where the
 deviation is that of the whole step, so it has :math:`\sqrt{-\Delta}` in it. That is the KL of the two Gaussians and the
@@ -94,13 +96,3 @@ def cps_mean(noisy: Tensor, velocity: Tensor, sigma: Tensor, following: Tensor, 
     clean, noise = clean_and_noise(noisy, velocity, sigma)
     kept = (following**2 - std**2).clamp(min=0).sqrt()
     return expand(1 - following, noisy) * clean + expand(kept, noisy) * noise
-
-
-def cps_log_prob(value: Tensor, mean: Tensor) -> Tensor:
-    """What Wang & Yu 2025 take for the log-probability of a CPS step, ``(B,)``: minus the mean squared distance.
-
-    It is the Gaussian log-density times ``2 std^2``, without constants: every step counts alike however little noise it
-    has, and ratios are those of no distribution. Policies here use ``denoising.log_density`` for CPS too, so that
-    ratio, KL and clip range mean the same for each kind of noise; this is for comparing with what was published.
-    """
-    return -((value.detach() - mean) ** 2).flatten(1).mean(1)

@@ -234,7 +234,8 @@ class Examples(Whole):
         weights = supervised.exponential_weights(
             self.advantages[rows.items], temperature=self.objective.temperature or 1.0
         )
-        return replace(rows, extra={"weights": weights})
+        # A row of weight 0 has loss 0 and gradient 0: leaving it out changes only the time.
+        return replace(rows, extra={"weights": weights}).take(weights.nonzero()[:, 0])
 
     def inputs(self, rows: Rows) -> Inputs:
         """See Lesson."""

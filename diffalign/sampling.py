@@ -17,12 +17,43 @@ OPTIONAL = ("noise", "window", "size")
 
 
 class WindowConfig(Section):
-    """Which steps have noise (MixGRPO, Li et al. 2025, arXiv 2507.21802, with a window that stays)."""
+    """Which steps have noise: the window of MixGRPO (Li et al. 2025, arXiv 2507.21802), which stays, or moves on as
+    training goes. Whatever is sampled outside of training has it where it starts.
+    """
 
     start: int = Field(0, ge=0)
-    """The first of them, counted from 0."""
+    """The first of them, counted from 0; of a window that moves, that of the first epoch."""
     steps: int = Field(2, ge=1)
     """How many."""
+    every: Annotated[int, Field(ge=1)] | None = None
+    """Epochs after which the window moves on, towards the image, until it is on the last steps that have noise, where
+    it stays. Null is never."""
+    stride: Annotated[int, Field(ge=1)] | None = None
+    """Steps that it moves by; null is 1."""
+
+    @model_serializer(mode="wrap")
+    def _without_what_is_not_there(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """See SamplerConfig."""
+        return {name: value for name, value in handler(self).items() if value is not None}
+
+    @model_validator(mode="after")
+    def _moves(self) -> WindowConfig:
+        if self.stride is not None and self.every is None:
+            raise ValueError(
+                "stride is how far the window moves, and every, the epochs after which it does, is missing: set"
+                " window.every, or leave window.stride out"
+            )
+        return self
+
+    def at(self, epoch: int, noisy: int) -> WindowConfig:
+        """Where the window is in an epoch, counted from 0, as one that stays; the first ``noisy`` steps can have noise.
+
+        Its first step is ``min(start + stride * floor(epoch / every), noisy - steps)`` (Li et al. 2025, section 3.2:
+        ``every`` is the shift interval, ``stride`` the stride), and never before ``start``.
+        """
+        moved = 0 if self.every is None else epoch // self.every * (self.stride or 1)
+        first = max(self.start, min(self.start + moved, noisy - self.steps))
+        return WindowConfig(start=first, steps=self.steps)
 
 
 class SamplerConfig(Section):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, cast
 
 import numpy as np
@@ -98,6 +99,14 @@ def divided(prompts: Sequence[Prompt], seeds: Sequence[int], size: int) -> list[
     return [(prompts[i : i + size], seeds[i : i + size]) for i in range(0, len(prompts), size)]
 
 
+def samples_alone(policy: Policy) -> AbstractContextManager[None]:
+    """For samples that will not be replayed: inside it a policy may sample in a way that takes less time, where it has
+    one (``merged``), and its log-probabilities are those of a replay to rounding only.
+    """
+    merged: Callable[[], AbstractContextManager[None]] | None = getattr(policy, "merged", None)
+    return nullcontext() if merged is None else merged()
+
+
 def scores(processes: Processes, reward: Reward, samples: Sequence[Sample]) -> Scores:
     """Scores ``(N,)`` of samples that every process has; each asks the reward about its share."""
     if processes.count == 1:
@@ -105,8 +114,22 @@ def scores(processes: Processes, reward: Reward, samples: Sequence[Sample]) -> S
     size = -(-len(samples) // processes.count)
     share = samples[processes.rank * size : (processes.rank + 1) * size]
     own = reward(share) if share else Scores(torch.zeros(0))
-    sent = {"total": _kept(own.total), "parts": {name: _kept(part) for name, part in own.parts.items()}}
-    found = processes.exchange("scores", sent)
+    return _joined_scores(processes.exchange("scores", _plain(own)))
+
+
+def scores_of_batches(processes: Processes, own: Mapping[int, Scores]) -> Scores:
+    """Scores ``(N,)`` of all batches, in their order, of which ``own`` are those that this process asked about."""
+    found = processes.exchange("scores", {number: _plain(scores) for number, scores in own.items()})
+    sent = {number: scores for each in found for number, scores in each.items()}
+    return _joined_scores([sent[number] for number in sorted(sent)])
+
+
+def _plain(scores: Scores) -> Packed:
+    return {"total": _kept(scores.total), "parts": {name: _kept(part) for name, part in scores.parts.items()}}
+
+
+def _joined_scores(found: Sequence[Packed]) -> Scores:
+    """One after the other; a part that some do not have is NaN there."""
     names = list(dict.fromkeys(name for each in found for name in each["parts"]))
     missing = [torch.full_like(each["total"], math.nan) for each in found]
     parts = {
@@ -144,10 +167,14 @@ def rollouts(
     seeds: Sequence[int],
     progress: Callable[[int], None] = lambda done: None,
 ) -> list[Rollout]:
-    """A sample of each prompt and seed, in the batches of one process, which the processes deal out among them."""
+    """A sample of each prompt and seed, in the batches of one process, which the processes deal out among them.
+
+    They are for looking at, and not replayed: see ``samples_alone``.
+    """
     batches, own = divided(prompts, seeds, policy.batch_size), {}
     for number in processes.own(len(batches)).tolist():
-        own[number] = policy.rollout(*batches[number])
+        with samples_alone(policy):
+            own[number] = policy.rollout(*batches[number])
         progress(min((number + 1) * policy.batch_size, len(prompts)))
     found = processes.exchange("rollouts", sendable(processes, policy, own))
     return together(processes, policy, own, batches, found)

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from torch import Tensor
 from diffalign import checks, lessons, optimisers, shares
 from diffalign.config import CreditConfig, ObjectiveConfig, TrainerConfig
 from diffalign.errors import ConfigError, InputError, RefusedError
-from diffalign.experience import Epoch, Experience, Gathered, Rollouts, Scored, Shown, Source
+from diffalign.experience import Each, Epoch, Experience, Gathered, Rollouts, Scored, Shown, Source
 from diffalign.forward_lessons import Forward
 from diffalign.interruption import Interrupted, interruptible
 from diffalign.lessons import Lesson, Rows
@@ -31,7 +32,7 @@ from diffalign.runs import Run
 from diffalign.seeds import derive, permutation
 from diffalign.shadow import Shadow
 from diffalign.teaching import Teacher
-from diffalign.types import Policy, Prompt, Reward, Rollout, Sample, Scores
+from diffalign.types import Policy, Prompt, Rollout
 
 
 class Trainer:
@@ -122,10 +123,11 @@ class Trainer:
             self._meet("start")
             while self.epoch < total:
                 called = self._calls()
-                gathered = self._gathered()
-                started = time.perf_counter()
-                lesson = self.lesson(gathered.experience)
-                metrics = {**gathered.metrics, **self.notes, **self.update(lesson)}
+                with self._own_schedule():
+                    gathered = self._gathered()
+                    started = time.perf_counter()
+                    lesson = self.lesson(gathered.experience)
+                    metrics = {**gathered.metrics, **self.notes, **self.update(lesson)}
                 metrics["time/update"] = time.perf_counter() - started
                 metrics["count/samples"] = (self.epoch + 1) * self.settings.samples_per_epoch
                 metrics["count/updates"] = self.updates
@@ -135,6 +137,11 @@ class Trainer:
                 self.teacher.end_epoch(self.epoch)
                 self.epoch += 1
                 self._finish_epoch(lesson, metrics, last=self.epoch == total)
+
+    def _own_schedule(self) -> AbstractContextManager[None]:
+        """Inside it the policy samples, and replays, as this epoch has it, where that changes from epoch to epoch."""
+        at_epoch: Callable[[int], AbstractContextManager[None]] | None = getattr(self.policy, "at_epoch", None)
+        return nullcontext() if at_epoch is None else at_epoch(self.epoch)
 
     def _calls(self) -> int:
         """Latents that the policy has sent through its denoiser, for whatever it was asked."""
@@ -179,17 +186,15 @@ class Trainer:
 
     def moment(self) -> Epoch:
         """What a source may use of the loop, at this epoch."""
-        return Epoch(self.epoch, self.seed, self.settings, self.sample, self.updates == 0, self._scores)
-
-    def _scores(self, reward: Reward, samples: Sequence[Sample]) -> Scores:
-        return shares.scores(self.processes, reward, samples)
+        score, together = partial(shares.scores, self.processes), partial(shares.scores_of_batches, self.processes)
+        return Epoch(self.epoch, self.seed, self.settings, self.sample, self.updates == 0, score, together)
 
     def gather(self) -> Gathered:
         """One epoch's experience."""
         return self.source.gather(self.moment())
 
-    def sample(self, prompts: Sequence[Prompt]) -> Rollout:
-        """One sample of each prompt under the current policy, each from a seed of its own.
+    def sample(self, prompts: Sequence[Prompt], each: Each | None = None) -> Rollout:
+        """One sample of each prompt under the current policy, each from a seed of its own. See Sampler for ``each``.
 
         The processes deal out the batches that one would sample, or smaller ones where there are too few.
         """
@@ -201,6 +206,8 @@ class Trainer:
             if self._interrupted.is_set():
                 break
             own[number] = self._sampled(*batches[number])
+            if each is not None:
+                each(number, own[number].samples)
             if self.updates == 0 and len(own) == 1 and self.objective.name in POLICY_GRADIENT:
                 checks.rollout_has_likelihood(own[number])
                 checks.ratio_is_one(self.policy, own[number], self.precision, self.objective.clip_range)
@@ -216,8 +223,9 @@ class Trainer:
 
     def _sampled(self, prompts: Sequence[Prompt], seeds: Sequence[int]) -> Rollout:
         """One batch of samples. Where they broke after an update, the updates are to blame."""
+        replayed = self.objective.name in NEEDS_STEPS
         try:
-            with self.teacher.behaviour():
+            with self.teacher.behaviour(), nullcontext() if replayed else shares.samples_alone(self.policy):
                 rollout = self.policy.rollout(prompts, seeds)
         except InputError as error:
             if self.updates:
@@ -225,7 +233,7 @@ class Trainer:
             raise
         if self.updates:
             self._refuse(checks.rollout_fault(rollout))
-        return rollout if self.objective.name in NEEDS_STEPS else replace(rollout, state={})
+        return rollout if replayed else replace(rollout, state={})
 
     # -- learning ---------------------------------------------------------------------------------------------------
 

@@ -108,7 +108,8 @@ class Reward(Protocol):
     """Lowest and highest value the score can take; infinities where it has no bound."""
     higher_is_better: bool
     # A reward may also have ``directions`` (by the name of a part, whether more of it is better, None for neither) and
-    # ``tolerance`` (how far its total may fall, where it was not trained on, before an evaluation raises the alarm).
+    # ``tolerance`` (how far its total may fall, where it was not trained on, before an evaluation raises the alarm),
+    # or ``waits`` (True where it waits for a server rather than computes: it is asked while the next samples are made).
 
     def __call__(self, samples: Sequence[Sample]) -> Scores:
         """Scores of the samples, in their order."""

@@ -27,7 +27,8 @@ def redraw(policy: DiffusionPolicy, rollout: Rollout, start: int, *, jump: bool,
     """See DifferentiablePolicy. What comes before ``start`` is taken from the record, so it has no gradient.
 
     With gradient checkpointing a call of the denoiser, and the decoding, keeps what it is given and is made again in
-    the backward pass: then the memory hardly grows with the steps, and a step costs one call more.
+    the backward pass: then the memory hardly grows with the steps. The call that is made again is checkpointed inside,
+    so a step costs two calls more.
     """
     count, steps = len(rollout), policy.sampler.steps
     latents = rollout.state["latents"][:, start].to(policy.device)

@@ -26,10 +26,12 @@ from diffalign import denoising, images
 from diffalign.config import AdapterConfig, SamplerConfig
 from diffalign.errors import ConfigError, InputError
 from diffalign.runs import new_folder
+from diffalign.sampling import WindowConfig
 from diffalign.types import Capability, Draw, Modality, Prompt, Redrawn, Rollout, Sample, StepLikelihood
-from pipelines import backprop
+from pipelines import backprop, merging
 from pipelines.families import ATTENTION, EVERYTHING, Conditioning, Family, joined
 from pipelines.per_image import PerImage
+from pipelines.schedules import Schedule
 from pipelines.table_encoder import FOLDER, Codes, TableEncoder
 from pipelines.visiting import Visitors
 
@@ -231,6 +233,29 @@ class DiffusionPolicy:
     def redraw(self, rollout: Rollout, start: int, *, jump: bool = False, drift: bool = False) -> Redrawn:
         """See DifferentiablePolicy, and ``pipelines.backprop``."""
         return backprop.redraw(self, rollout, start, jump=jump, drift=drift)
+
+    def merged(self) -> AbstractContextManager[None]:
+        """For samples alone: inside it the adapter is added into the model's weights (see ``merging``).
+
+        That is exact to rounding, so a replay outside has other last bits, and a ratio that is not exactly 1. Half
+        precisions do without: they would round the adapter away.
+        """
+        return merging.merged(self.family.denoiser) if self.precision == torch.float32 else nullcontext()
+
+    @contextmanager
+    def at_epoch(self, epoch: int) -> Iterator[None]:
+        """Inside it noise is where that epoch of training, counted from 0, has it: ``sampler.window`` may move."""
+        window, schedule = self.sampler.window, self.schedule
+        if window is not None and window.every is not None:
+            noisy = int((self._scheduled(None).std > 0).sum())
+            self.schedule = self._scheduled(window.at(epoch, noisy))
+        try:
+            yield
+        finally:
+            self.schedule = schedule
+
+    def _scheduled(self, window: WindowConfig | None) -> Schedule:
+        return self.family.schedule(self.sampler.model_copy(update={"window": window}), self.device)
 
     # -- likelihood -------------------------------------------------------------------------------------------------
 

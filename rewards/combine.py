@@ -78,6 +78,11 @@ class Combined:
         return Scores(total, parts)
 
     @property
+    def waits(self) -> bool:
+        """Whether one of them waits for a server: the next samples are made meanwhile."""
+        return any(getattr(term.reward, "waits", False) for term in self._terms)
+
+    @property
     def differentiable(self) -> Gradient:
         """The differentiable form ``(images, prompts) -> (B,)``; none unless every reward that counts has one."""
         terms = [term for term in self._terms if term.weight != 0]

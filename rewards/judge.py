@@ -61,6 +61,8 @@ class Judge:
     unit = "probability"
     range = (0.0, 1.0)
     higher_is_better = True
+    waits = True
+    """It waits for its endpoint: the next samples are made meanwhile."""
 
     def __init__(
         self,

@@ -34,6 +34,8 @@ class RemoteReward:
     """
 
     modality: Modality
+    waits = True
+    """It waits for its server: the next samples are made meanwhile."""
 
     def __init__(
         self,

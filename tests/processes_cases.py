@@ -54,6 +54,8 @@ class Letters:
     """How many of a text's letters are an a or a b."""
 
     name, modality, unit, range, higher_is_better = "letters", "text", "fraction", (0.0, 1.0), True
+    waits = True
+    """It is asked while the next texts are made."""
 
     def __call__(self, samples: Sequence[Sample]) -> Scores:
         found = [sum(c in "ab" for c in s.text or "") / (1 + len(s.text or "")) for s in samples]

@@ -11,7 +11,8 @@ import pytest
 import torch
 from torch import nn
 
-from benchmarks import trl_ddpo_page, trl_grpo_page, trl_level, trl_level_page
+from benchmarks import profile, profile_page, trl_alignprop, trl_ddpo_page, trl_grpo_page, trl_level, trl_level_page
+from benchmarks.alignprop_sides import Calls
 from benchmarks.levels import Levels, fastest, levels, outcome
 from benchmarks.measuring import CallCounter
 
@@ -52,6 +53,52 @@ def results(theirs: list[dict[str, Any]], **changes: Any) -> dict[str, Any]:
         "recipe": "quickstart", "asked": {}, "runs": runs,
     }  # fmt: skip
     return made | changes
+
+
+# -- where time goes ------------------------------------------------------------------------------------------------
+
+
+def test_a_part_has_its_own_seconds_and_not_those_of_the_parts_inside(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By a clock that is set by hand: 1 s outside, 2 s in one part, 4 s in a part inside of it, 8 s outside again."""
+    clock = [0.0]
+    monkeypatch.setattr(profile.time, "process_time", lambda: clock[0])
+    parts = profile.Parts()
+    parts.phase = "update"
+
+    def spend(seconds: float) -> None:
+        clock[0] += seconds
+
+    with parts("rest"):
+        spend(1)
+        with parts("loss"):
+            spend(2)
+            parts.of("model", spend)(4)
+        spend(8)
+    spend(16)
+    assert parts.seconds == {"update: rest": 9, "update: loss": 2, "update: model": 4}
+
+
+class Doubles(nn.Module):
+    """Answers with a tuple, as a denoiser of diffusers does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.factor = nn.Parameter(torch.tensor(2.0))
+
+    def forward(self, latents: torch.Tensor) -> tuple[torch.Tensor]:
+        return (self.factor * latents,)
+
+
+def test_rows_through_a_denoiser_are_counted_both_ways() -> None:
+    """3 rows without gradient, 2 that a gradient comes back through, 4 whose output is detached."""
+    model = Doubles()
+    calls = Calls(model)
+    with torch.no_grad():
+        model(torch.zeros(3, 2))
+    model(torch.zeros(2, 2))[0].sum().backward()
+    model(torch.zeros(4, 2))[0].detach()
+    assert calls.take() == {"forward": 3 + 2 + 4, "backward": 2}
+    assert calls.take() == {}
 
 
 # -- the level ------------------------------------------------------------------------------------------------------
@@ -184,6 +231,8 @@ PAGES = [
     ("trl_ddpo", trl_ddpo_page.page),
     ("trl_level", trl_level_page.page),
     ("trl_grpo", trl_grpo_page.page),
+    ("trl_alignprop", trl_alignprop.page),
+    ("profile", profile_page.page),
 ]
 
 

@@ -28,6 +28,7 @@ from diffalign.experience import (
 )
 from diffalign.lessons import Comparisons, Examples, Verdicts
 from diffalign.methods import BACKPROP, FIELDS, LEARNS_FROM
+from diffalign.objectives.supervised import exponential_weights
 from diffalign.runs import Run
 from diffalign.trainer import Trainer
 from diffalign.types import Preference, Prompt, Sample, Scores
@@ -114,6 +115,23 @@ def test_every_objective_learns_from_each_of_its_sources(objective: str, source:
     gain = quality(policy) - before
     imitates = objective in ("sft", "reward-weighted")
     assert gain > (0.3 if imitates and source == "pairs" else 0.7 if imitates or source == "labels" else 1.0), gain
+
+
+def test_a_sample_of_weight_0_is_left_out_exactly() -> None:
+    """Of 8 samples 3 failed to be judged: the other 5 alone go through the model, and the gradient, a mean over all 8,
+    is what asking about all of them would have made it."""
+    policy, samples = WalkPolicy(), walks(8)
+    advantages = torch.tensor([1.0, math.nan, -1.0, 0.5, math.nan, 0.0, 2.0, math.nan])
+    lesson = Examples(policy, ObjectiveConfig(name="reward-weighted"), 0, 0, samples, advantages=advantages)  # type: ignore[arg-type]
+    rows = lesson.rows(torch.arange(8), 0)
+    assert sorted(rows.items.tolist()) == [0, 2, 3, 5, 6] and rows.count == 8
+    weights = exponential_weights(advantages, temperature=lesson.objective.temperature or 1.0)
+    loss, metrics = lesson.loss(lesson.inputs(rows))
+    whole = -weights * policy.log_likelihood(samples, rows.draw())
+    (found,) = torch.autograd.grad(loss.sum(), policy.mean)
+    (expected,) = torch.autograd.grad(whole.sum(), policy.mean)
+    torch.testing.assert_close(found, expected)
+    assert float(metrics["effective_samples"]) == pytest.approx(float(weights.sum() ** 2 / (weights**2).sum()))
 
 
 def test_swapping_every_pair_and_its_label_changes_nothing() -> None:

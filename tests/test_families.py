@@ -270,6 +270,19 @@ def test_a_sampler_says_in_a_file_what_it_was_given() -> None:
     assert SamplerConfig.model_validate(found.model_dump()) == found
 
 
+@pytest.mark.parametrize("name", ["sd", "sdxl", "sd3", "flux", "z-image"])
+def test_attention_is_torchs_own_fused_one(build: Build, name: str) -> None:
+    """Every attention of the denoiser is one fused call; a softmax by itself would be one that is written out."""
+    from torch.profiler import ProfilerActivity, profile
+
+    policy = build(name)
+    text = policy._encode([BALL])
+    with profile(activities=[ProfilerActivity.CPU]) as found, torch.no_grad():
+        policy.family.denoise(torch.zeros(1, *policy.family.latent_shape), policy.schedule.timesteps[:1], text)
+    counts = {event.key: event.count for event in found.key_averages()}
+    assert counts["aten::scaled_dot_product_attention"] > 0 and "aten::softmax" not in counts
+
+
 # -- texts are encoded once ---------------------------------------------------------------------------------------
 
 

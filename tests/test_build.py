@@ -1,0 +1,43 @@
+"""From a configuration to what it names: rewards are loaded as often as they are needed."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
+
+from apps import build
+from diffalign.config import is_fitted
+from diffalign.errors import ConfigError
+from diffalign.types import Reward
+
+
+@pytest.fixture
+def loaded(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
+    """How often each reward was loaded."""
+    found: Counter[str] = Counter()
+    original = build.load_reward
+
+    def load(spec: str) -> Reward:
+        found[spec] += 1
+        return original(spec)
+
+    monkeypatch.setattr(build, "load_reward", load)
+    return found
+
+
+@pytest.mark.parametrize("recipe", ["emoji-draft", "emoji-refl", "quickstart", "emoji-ddpo"])
+def test_a_check_loads_each_reward_once(loaded: Counter[str], recipe: str) -> None:
+    """But for those that the run fits itself, which are not there yet."""
+    config = build.configuration(recipe)
+    build.check(config)
+    named = {spec for spec in (*(e.reward for e in config.rewards), *config.evaluation.rewards) if not is_fitted(spec)}
+    assert loaded == dict.fromkeys(named, 1)
+
+
+def test_a_reward_without_a_gradient_is_refused_by_its_name(loaded: Counter[str]) -> None:
+    config = build.configuration("emoji-draft", ["rewards=[compressibility]"])
+    with pytest.raises(ConfigError, match="draft follows the reward's own gradient, and compressibility has none"):
+        build.check(config)
+    weighless = "rewards=[clip, {reward: compressibility, weight: 0}]"
+    build.check(build.configuration("emoji-draft", [weighless, "evaluation.rewards=[emoji-checker]"]))
