@@ -97,8 +97,9 @@ site: $(INSTALLED)
 	@NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict --quiet
 
 .PHONY: bench
-bench: $(INSTALLED) ## Repeat the comparisons with TRL's DDPO and GRPO
+bench: $(INSTALLED) ## Repeat the comparisons with TRL's DDPO, AlignProp and GRPO
 	$(PY) -m benchmarks.trl_ddpo $(ARGS)
+	$(PY) -m benchmarks.trl_alignprop $(ARGS)
 	$(PY) -m benchmarks.trl_grpo $(GRPO_ARGS)
 
 .PHONY: bench-level
@@ -125,39 +126,71 @@ bench-frontier: $(INSTALLED) ## Gold reward against KL for DPO, PPO, GRPO and be
 bench-time: $(INSTALLED) ## How soon each method is better, in images, denoiser calls and seconds: about two hours
 	$(PY) -m benchmarks.time_to_reward $(ARGS)
 
+.PHONY: bench-profile
+bench-profile: $(INSTALLED) ## Where an iteration spends its time, and what would make it cheaper
+	$(PY) -m benchmarks.profile $(ARGS)
+
 .PHONY: bench-grpo
 bench-grpo: $(INSTALLED) ## Repeat the comparison with TRL's GRPO
 	$(PY) -m benchmarks.trl_grpo $(ARGS)
 
 ##@ Rebuild
 
+# What the trainings are given beside their defaults, and where they write; `make embedded-try` gives other values.
+BUILD := build
+TRY := build/embedded-try
+AUTOENCODER_ARGS :=
+DENOISER_ARGS :=
+TABLE_ARGS :=
+CLIP_ARGS := --steps 1000
+CHECKER_ARGS :=
+FINDINGS_LM_ARGS :=
+
+EMBEDDED := embedded-data embedded-emoji embedded-brain-mr embedded-table embedded-clip embedded-checker embedded-findings-lm
+
 .PHONY: embedded
-embedded: embedded-data embedded-emoji embedded-brain-mr embedded-table embedded-clip embedded-checker embedded-findings-lm ## Train the embedded models anew into build/ (hours)
+embedded: $(EMBEDDED) ## Train the embedded models anew into build/ (hours)
+
+.PHONY: embedded-try
+embedded-try: ## The same with a few steps each, into build/embedded-try: whether every script runs (minutes)
+	rm -rf $(TRY)
+	$(MAKE) --no-print-directory embedded BUILD=$(TRY) \
+		AUTOENCODER_ARGS="--minutes 0.1 --scenes 300" \
+		DENOISER_ARGS="--reading 20 --steps 20 --scenes 300" \
+		TABLE_ARGS="--steps 4 --regression 4 --scenes 300" \
+		CLIP_ARGS="--steps 3 --emoji 300 --brain-mr 300" \
+		CHECKER_ARGS="--scenes 256 --epochs 2" \
+		FINDINGS_LM_ARGS="--steps 20 --texts 1000"
 
 .PHONY: embedded-data
 embedded-data: $(INSTALLED_EMBEDDED)
-	$(PY) -m diffalign.worlds.build_mni --out build/mni-icbm152/volumes.npz
+	$(PY) -m diffalign.worlds.build_mni --out $(BUILD)/mni-icbm152/volumes.npz
+
+# The stamp keeps a second go from training the autoencoder again: the denoiser could not continue on other latents.
+AUTOENCODERS := $(BUILD)/autoencoder-emoji/.trained $(BUILD)/autoencoder-brain-mr/.trained
+$(AUTOENCODERS): $(BUILD)/autoencoder-%/.trained: | $(INSTALLED)
+	$(PY) -m pipelines.embedded.autoencoder $* --out $(@D) $(AUTOENCODER_ARGS)
+	@touch $@
 
 .PHONY: embedded-emoji embedded-brain-mr
-embedded-emoji embedded-brain-mr: embedded-%: $(INSTALLED)
-	$(PY) -m pipelines.embedded.autoencoder $* --out build/autoencoder-$*
-	$(PY) -m pipelines.embedded.denoiser $* --autoencoder build/autoencoder-$* --work build/work --out build/$*
+embedded-emoji embedded-brain-mr: embedded-%: $(BUILD)/autoencoder-%/.trained
+	$(PY) -m pipelines.embedded.denoiser $* --autoencoder $(<D) --work $(BUILD)/work --out $(BUILD)/$* $(DENOISER_ARGS)
 
 .PHONY: embedded-table
 embedded-table: embedded-brain-mr
-	$(PY) -m pipelines.embedded.table_encoder --model build/brain-mr --work build/work
+	$(PY) -m pipelines.embedded.table_encoder --model $(BUILD)/brain-mr --work $(BUILD)/work $(TABLE_ARGS)
 
 .PHONY: embedded-clip
 embedded-clip: $(INSTALLED)
-	$(PY) -m rewards.train_clip --out build/clip --steps 1000
+	$(PY) -m rewards.train_clip --out $(BUILD)/clip $(CLIP_ARGS)
 
 .PHONY: embedded-checker
 embedded-checker: $(INSTALLED)
-	$(PY) -m rewards.train_brain_mr_checker --out build/brain-mr-checker
+	$(PY) -m rewards.train_brain_mr_checker --out $(BUILD)/brain-mr-checker $(CHECKER_ARGS)
 
 .PHONY: embedded-findings-lm
 embedded-findings-lm: $(INSTALLED)
-	$(PY) -m pipelines.embedded.findings_lm --work build/work --out build/findings-lm
+	$(PY) -m pipelines.embedded.findings_lm --work $(BUILD)/work --out $(BUILD)/findings-lm $(FINDINGS_LM_ARGS)
 
 # Versions come from a fresh environment. What torch itself pins for one platform, and local builds, are left out.
 .PHONY: lock

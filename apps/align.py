@@ -18,6 +18,7 @@ from diffalign.config import RunConfig
 from diffalign.errors import ConfigError, DiffalignError, UserError
 from diffalign.evaluation import Evaluation, evaluate, kl
 from diffalign.experience import Source
+from diffalign.held_out_pairs import HeldOutPairs
 from diffalign.interruption import Interrupted
 from diffalign.processes import LostError, Processes
 from diffalign.runs import Run, require_empty, unused_folder, write_text
@@ -93,6 +94,8 @@ def _begun(recipe: str, overrides: Sequence[str], out: Path | None, crew: Proces
     directory = Run(path)
     job = Job(config, directory, crew)
     if crew.first:
+        with Status() as status:
+            sources.require_whole(config, status)
         directory.begin(config)
     crew.exchange("begun")
     if not (path / "config.yaml").is_file():
@@ -104,9 +107,7 @@ def _begun(recipe: str, overrides: Sequence[str], out: Path | None, crew: Proces
 
 
 def _resumed(recipe: str, overrides: Sequence[str], out: Path | None, crew: Processes) -> Job:
-    if out is None:
-        raise ConfigError("--resume needs --out: the run directory to continue")
-    directory = crew.first_then_all("open", lambda: Run.open(out))
+    directory = crew.first_then_all("open", lambda: resumption.opened(out))
     return Job(resumption.configuration(recipe, overrides, directory), directory, crew)
 
 
@@ -168,15 +169,13 @@ class Job:
         if config.objective.name in ("dpo", "robust-dpo") and not config.objective.sft_weight and trainer.epoch == 0:
             status.say(_WATCH)
         total = config.trainer.epochs
+        pairs = sources.held_out_pairs(config, source, self.held_out)
 
         def on_epoch(trainer: Trainer, epoch: int, metrics: Mapping[str, float]) -> None:
             status.prefix = f"epoch {epoch + 1}/{total}: "
             status("epochs", epoch, total)
             status.say(f"epoch {epoch}/{total}: {self._headline(metrics)}")
-            every = config.evaluation.every
-            if every and epoch % every == 0 and epoch < total:
-                with trainer.averaged():
-                    self._measure(epoch, status)
+            self._measure_on_the_way(trainer, epoch, pairs, status)
 
         trainer.on_epoch, trainer.on_progress = on_epoch, status
         trainer.train()
@@ -213,6 +212,20 @@ class Job:
             return f"{self.judges.main.name} {metrics['reward/total']:.4g}"
         shown = {"loss": "policy/loss", "accuracy": "policy/accuracy", "winners": "policy/winner_drift"}
         return ", ".join(f"{name} {metrics[key]:.4g}" for name, key in shown.items() if key in metrics)
+
+    def _measure_on_the_way(self, trainer: Trainer, epoch: int, pairs: HeldOutPairs | None, status: Status) -> None:
+        """The rewards every so many epochs, and then, and at the end, what held-out pairs say."""
+        every, last = self.config.evaluation.every, epoch == self.config.trainer.epochs
+        due = every > 0 and epoch % every == 0
+        if not due and not last:
+            return
+        with trainer.averaged():
+            if due and not last:
+                self._measure(epoch, status)
+            if pairs is not None and (due or last):
+                right = pairs.accuracy(self.policy, trainer.objective, self.config.seed, self.crew)
+                if self.crew.first:
+                    self.directory.log(epoch, {"policy/held_out_accuracy": right})
 
     def _measure(self, epoch: int, status: Status) -> None:
         """The rewards on held-out prompts during training, on one seed a prompt, and the distance from the base."""

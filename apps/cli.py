@@ -45,7 +45,7 @@ def align(recipe: str, overrides: tuple[str, ...], out: Path | None, resume: boo
     if dry_run:
         from apps import dry_run as plan
 
-        plan.run(recipe, overrides)
+        plan.run(recipe, overrides, out, resume=resume)
         return
     from apps import align as command
 
@@ -193,12 +193,13 @@ def verify(dataset: Path) -> None:
 @click.option("--format", "form", required=True, type=click.Choice(FORMATS), help="Form to hand it out in.")
 @_out("DATASET/export/FORMAT")
 @click.option("--allow-unsafe", is_flag=True, help="Even if it did not pass its privacy report; the card says so.")
+@click.option("--grey", is_flag=True, help="DICOM: store the luminance of pictures that are grey but for noise.")
 @reported
-def export(dataset: Path, form: str, out: Path | None, allow_unsafe: bool) -> None:
+def export(dataset: Path, form: str, out: Path | None, allow_unsafe: bool, grey: bool) -> None:
     """Hand a finished dataset out: its cases in a common format, with a card, provenance and hashes."""
     from apps import dataset as command
 
-    command.export(dataset, form, out, allow_unsafe=allow_unsafe)
+    command.export(dataset, form, out, allow_unsafe=allow_unsafe, grey=grey)
 
 
 @main.group()
@@ -212,14 +213,16 @@ def preferences() -> None:
 
 @preferences.command()
 @click.argument("path", metavar="FILE", type=click.Path(path_type=Path))
-@click.option("--out", type=click.Path(path_type=Path), help="Page to write.  [default: FILE.preferences.html, here]")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON; write a page only with --out.")
+@click.option(
+    "--page", metavar="PAGE.html", type=click.Path(path_type=Path), help="Also write a page of example pairs."
+)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @reported
-def inspect(path: Path, out: Path | None, as_json: bool) -> None:
-    """Count what is in a file, warn of what can be wrong, and show example pairs."""
+def inspect(path: Path, page: Path | None, as_json: bool) -> None:
+    """Count what is in a file, warn of what can be wrong, and show example pairs on a page."""
     from apps import preferences as command
 
-    command.inspect(path, out, as_json)
+    command.inspect(path, page, as_json)
 
 
 @preferences.command()

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import click
 import psutil
 import torch
 
-from apps import build
+from apps import build, resumption
 from diffalign import optimisers
 from diffalign import prompts as prompt_sources
 from diffalign.backprop import most_steps
 from diffalign.config import RunConfig, dump
 from diffalign.methods import BACKPROP, FORWARD_PROCESS, NEEDS_STEPS, OF_OLD_WEIGHTS, POLICY_GRADIENT, RECORDED
+from diffalign.runs import Run
 from diffalign.types import Prompt, Rollout, Sample
 from pipelines.diffusion import DiffusionPolicy
 from pipelines.language import LanguagePolicy
@@ -27,9 +29,12 @@ NOT_COUNTED = (
 CHECKPOINTED = "; nor what gradient checkpointing makes again in the backward pass, one block at a time"
 
 
-def run(recipe: str, overrides: Sequence[str]) -> None:
-    """Prints the plan; loads model and rewards, samples nothing."""
-    config = build.configuration(recipe, overrides)
+def run(recipe: str, overrides: Sequence[str], out: Path | None = None, *, resume: bool = False) -> None:
+    """Prints the plan; loads model and rewards, samples nothing. That of a resumed run is of its own configuration."""
+    directory = resumption.opened(out) if resume else None
+    config = (
+        resumption.configuration(recipe, overrides, directory) if directory else build.configuration(recipe, overrides)
+    )
     train, held_out = prompt_sources.load(config.prompts, config.seed)
     build.check(config)
     policy = build.policy(config)
@@ -45,6 +50,7 @@ def run(recipe: str, overrides: Sequence[str]) -> None:
         "prompts": f"{len(train)} to train on, {len(held_out)} held out",
         **({"warm-up": _warm_up(config)} if config.warm_up else {}),
         "method": f"{config.objective.name} from {experience}",
+        **({"done already": _done(directory, config)} if directory else {}),
         "updates per epoch": updates(config),
         f"{config.modality}s to generate": f"{sampled} in training, {measured} measured on the way, {evaluated} to"
         " evaluate",
@@ -55,6 +61,12 @@ def run(recipe: str, overrides: Sequence[str]) -> None:
     }.items():
         click.echo(f"{label + ':':<20} {value}")
     click.echo("\n" + dump(config), nl=False)
+
+
+def _done(directory: Run, config: RunConfig) -> str:
+    saved = directory.checkpoints()
+    epochs = saved[-1].name.removeprefix("step-") if saved else "0"
+    return f"{epochs} of {config.trainer.epochs} epochs, in {directory.path}; the numbers below are of the whole run"
 
 
 def _warm_up(config: RunConfig) -> str:

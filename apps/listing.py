@@ -54,8 +54,7 @@ def _first_comment(path: Path) -> str:
 
 def _models() -> dict[str, str]:
     from diffalign.assets import CATALOGUE
-    from pipelines.loading import EMBEDDED, embedded_models
-    from pipelines.naming import FETCHED, fetchable_models
+    from pipelines.naming import EMBEDDED, FETCHED, embedded_models, fetchable_models
 
     found = {f"embedded:{name}": _title(EMBEDDED / name / "README.md") for name in embedded_models()}
     for model in fetchable_models():
@@ -87,7 +86,7 @@ def doctor() -> int:
     import torch
 
     from diffalign.runs import environment
-    from pipelines.loading import embedded_models
+    from pipelines.naming import embedded_models
 
     facts = environment(0, {})
     problems = []

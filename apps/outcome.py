@@ -25,7 +25,7 @@ def show(outcome: Evaluation) -> None:
             continue
         table.add_row(
             name, f"{row['before']['mean']:.3f}", f"{row['after']['mean']:.3f}",
-            f"{row['difference']['mean']:+.3f} ({_ends(row['difference'], '+.3f')})", str(row["before"]["n"]),
+            _difference(row["difference"]), str(row["before"]["n"]),
             "yes" if row["trained_on"] else "no",
         )  # fmt: skip
     console = Console() if sys.stdout.isatty() else Console(width=120)
@@ -44,6 +44,13 @@ def show(outcome: Evaluation) -> None:
 
 def _rows(data: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     return list(data["rewards"].values())
+
+
+def _difference(found: Mapping[str, Any]) -> str:
+    """Mean and interval; where no sample scored differently, an interval of no width would claim certainty."""
+    if found["mean"] == 0 and found["ci95"] == [0, 0]:
+        return "unchanged in every sample"
+    return f"{found['mean']:+.3f} ({_ends(found, '+.3f')})"
 
 
 def _ends(found: Mapping[str, Any], form: str) -> str:

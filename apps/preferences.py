@@ -16,22 +16,21 @@ from diffalign.preferences import Defects, Pairs, Summary, read, write
 from diffalign.types import Preference
 
 
-def inspect(path: Path, out: Path | None, as_json: bool) -> None:
-    """Prints the summary and writes the page; with ``as_json`` a page only where one was asked for."""
-    if out is not None and out.suffix.lower() not in (".html", ".htm"):
-        raise ConfigError(f"--out is the page, so its name ends in .html; got {out}")
+def inspect(path: Path, page: Path | None, as_json: bool) -> None:
+    """Prints the summary, and writes the page where one was asked for."""
+    if page is not None and page.suffix.lower() not in (".html", ".htm"):
+        raise ConfigError(f"--page is a page, so its name ends in .html; got {page}")
     pairs = read(path)
     summary, sheet = Summary(), preferences_page.Sheet()
     with Status() as status:
         for number, item in enumerate(pairs, 1):
             status("reading", number, None)
             summary.add(item)
-            if isinstance(item, Preference):
+            if page is not None and isinstance(item, Preference):
                 sheet.offer(item)
     _tell(summary.broken)
     if not summary.pairs:
         raise _nothing(path, summary.broken)
-    page = out or (None if as_json else Path(f"{path.absolute().name}.preferences.html"))
     if page is not None:
         preferences_page.write(page, path.absolute().name, pairs.format, summary, sheet)
     if as_json:
@@ -41,7 +40,7 @@ def inspect(path: Path, out: Path | None, as_json: bool) -> None:
         click.echo(f"{name:<18} {text}")
     for sentence in summary.warnings():
         click.echo(f"warning: {sentence}")
-    click.echo(f"example pairs: {page}")
+    click.echo(f"example pairs: {page}" if page else "to see example pairs, write a page: --page PAGE.html")
 
 
 def convert(path: Path, out: Path) -> None:

@@ -34,6 +34,11 @@ SMALL: tuple[tuple[str, str, str], ...] = (
         "Preferences in order",
         "Share of pairs whose winner gained more than its loser. Starts at 0.5.",
     ),
+    (
+        "policy/held_out_accuracy",
+        "Held-out preferences in order",
+        "The same of pairs whose prompts are held out. It stands still while the training pairs are learned by heart.",
+    ),
     ("policy/margin", "Margin", "How clearly, times beta. It grows; without end means overfitting."),
     ("policy/winner_drift", "Drift of winners", "How much more likely winners became. Below 0: they fall, too."),
     ("policy/loser_drift", "Drift of losers", "How much more likely losers became. It should fall, or rise less."),

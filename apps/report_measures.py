@@ -43,6 +43,11 @@ class Row:
         """Whether it was measured on too few prompts for an interval."""
         return self.change is not None and self.change[1] is None
 
+    @property
+    def unchanged(self) -> bool:
+        """Whether every sample scored before as it did after: an interval of no width would claim certainty."""
+        return self.change == (0.0, 0.0, 0.0)
+
     def shown(self, value: Interval, *, signed: bool = False) -> tuple[str, str]:
         """Mean and interval in words."""
         mean, low, high = (None if v is None else number(v, self.places, signed=signed) for v in value)
@@ -133,8 +138,8 @@ def _places(values: Sequence[float]) -> int:
 
 
 def _plot(name: str, before: Interval | None, after: Interval | None) -> Markup:
-    if before is None or after is None:
-        return Markup("")
+    if before is None or after is None or before[1] is None or after[1] is None:
+        return Markup("")  # an axis fitted to two means alone would make any difference look as large as any other
     first, second = spanned(before), spanned(after)
     ends = [*first, *second]
     axis = (0.0, 1.0)
@@ -222,7 +227,9 @@ def outcome(row: Row, won: Win | None) -> str:
         row.shown(row.after),
         row.shown(row.change, signed=True),
     )
-    if row.change[1] is None:
+    if row.unchanged:
+        moved = f"stayed at {after}: no sample scored differently"
+    elif row.change[1] is None:
         moved = f"went from {before} to {after}: a difference of {change} ({TOO_FEW})"
     elif row.direction == "unclear":
         moved = (

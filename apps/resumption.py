@@ -15,6 +15,13 @@ FREE = ("trainer.epochs", "trainer.checkpoint_every", "trainer.keep_checkpoints"
 """Fields that ``--set`` may change in a resumed run."""
 
 
+def opened(out: Path | None) -> Run:
+    """The run to continue."""
+    if out is None:
+        raise ConfigError("--resume needs --out: the run directory to continue")
+    return Run.open(out)
+
+
 def configuration(recipe: str, overrides: Sequence[str], run: Run) -> RunConfig:
     """The run's own configuration with the overrides. Raises ConfigError for another recipe, or another run."""
     file = run.path / "config.yaml"

@@ -21,6 +21,7 @@ from rewards.check import check as check_reward
 from rewards.registry import load
 
 BATCH = 64
+HOW_TO_PROMPT = 'write it into a text file of the same name, or into prompts.jsonl ({"file": ..., "prompt": ...})'
 
 
 def run(spec: str, folder: Path | None, dataset: Path | None, out: Path | None) -> None:
@@ -59,7 +60,7 @@ def run(spec: str, folder: Path | None, dataset: Path | None, out: Path | None) 
     if out is not None:
         with new_file(out) as temporary:
             pq.write_table(pa.table({reward.modality: table.names, **table.columns}), temporary)
-    _summarise(spec, reward, table.columns, broken)
+    _summarise(spec, table, broken)
 
 
 def _refuse_other_modality(reward: Reward, dataset: Path | None) -> None:
@@ -115,12 +116,12 @@ def _nothing_scored(spec: str, table: Table) -> str:
     if why := _why(table.reward):
         return f"{text}: {why}"
     if prompted < count and modality == "image":
-        text += f", and {count - prompted} of them have no prompt: write it into a text file of the same name, or into"
-        return text + ' prompts.jsonl ({"file": ..., "prompt": ...})'
+        return f"{text}, and {count - prompted} of them have no prompt: {HOW_TO_PROMPT}"
     return text + ": it may not know prompts like these"
 
 
-def _summarise(spec: str, reward: Reward, columns: dict[str, list[float]], broken: int) -> None:
+def _summarise(spec: str, table: Table, broken: int) -> None:
+    reward, columns = table.reward, table.columns
     for name, values in columns.items():
         known = [value for value in values if not math.isnan(value)]
         if not known:
@@ -137,6 +138,9 @@ def _summarise(spec: str, reward: Reward, columns: dict[str, list[float]], broke
         click.echo(f"{failed} {reward.modality}s got no score from {spec}, {broken} could not be read")
         if failed and (why := _why(reward)):
             click.echo(f"{reward.name}: {why}")
+    missing = len(table.names) - table.prompted
+    if failed and missing and reward.modality == "image":
+        click.echo(f"{missing} images have no prompt, and {spec} may need one: {HOW_TO_PROMPT}")
 
 
 def from_folder(folder: Path) -> Iterator[tuple[str, Sample | str]]:

@@ -15,10 +15,11 @@ from diffalign import images, preferences
 from diffalign.config import RunConfig
 from diffalign.errors import InputError, NotFoundError, UserError
 from diffalign.experience import BestOfN, JudgedPairs, OnlinePairs, Recorded, RecordedPairs, Rollouts, Source
+from diffalign.held_out_pairs import ASKED_OF, MOST, HeldOutPairs
 from diffalign.preferences import Broken
 from diffalign.prompts import of_images, plain
 from diffalign.runs import Run, new_file
-from diffalign.seeds import derive
+from diffalign.seeds import derive, permutation
 from diffalign.types import Modality, Policy, Preference, Prompt, Reward, Sample
 from diffalign.worlds.shown import DEMONSTRATIONS
 from rewards.rater import SimulatedRaters
@@ -45,6 +46,9 @@ def source(
     the run's directory.
     """
     wanted = config.experience
+    own = wanted.path is not None and wanted.path not in DEMONSTRATIONS
+    if own and "train" in config.prompts.model_fields_set:
+        say(f"{wanted.path} brings its own prompts, so prompts.train ({config.prompts.train}) limits nothing here")
     match wanted.source:
         case "rollouts":
             return Rollouts(reward, prompts)
@@ -128,6 +132,26 @@ def own_pairs(path: Path, criterion: str | None, held_out: Sequence[Prompt], dir
         raise
 
 
+def require_whole(config: RunConfig, progress: Progress) -> None:
+    """Refuses a native file of pairs with a row that cannot be used, before any work: the loop would come upon it hours
+    later, or never. A file of another form is copied, and refused then.
+    """
+    path = _file(config)
+    if config.experience.source != "pairs" or path is None or not preferences.read(path).native:
+        return
+    table, broken = preferences.Table(path), preferences.Defects()
+    for number, defect in enumerate(table.broken(), 1):
+        if defect is not None:
+            broken.add(defect)
+        if number % 1000 == 0:
+            progress("checking pairs", number, len(table))
+    if broken:
+        raise InputError(
+            f"{path}: {len(broken)} of {len(table)} rows cannot be used, {broken.first[0]}; `diffalign preferences"
+            f" convert {path.name} clean.parquet` lists them and leaves them out"
+        )
+
+
 def _whole(found: preferences.Pairs) -> Iterator[Preference]:
     for row in found:
         if isinstance(row, Broken):
@@ -162,6 +186,22 @@ def recorded_pairs(
     if all(labels[i] == 0.5 for i in kept):
         raise InputError(f"{path}: all {len(kept)} pairs are ties, so none says what is better")
     return RecordedPairs(table, kept, table.modality)
+
+
+def held_out_pairs(config: RunConfig, source: Source, held_out: Sequence[Prompt]) -> HeldOutPairs | None:
+    """The pairs of held-out prompts in what a run learns from; None where it has none, or compares no pairs."""
+    if not isinstance(source, RecordedPairs) or config.objective.name not in ASKED_OF:
+        return None
+    table = source.table
+    assert isinstance(table, preferences.Table)
+    trained, labels, criteria = set(apart(table.prompts(), held_out)), table.labels(), table.criteria()
+    judged = criteria[source.train[0]]
+    kept = [
+        i for i, label in enumerate(labels)
+        if i not in trained and criteria[i] == judged and _probability(label) and label != 0.5
+    ]  # fmt: skip
+    picked = permutation(len(kept), derive(config.seed, "held-out pairs"))[:MOST]
+    return HeldOutPairs(table, sorted(kept[i] for i in picked)) if kept else None
 
 
 def _probability(label: float | None) -> bool:

@@ -7,6 +7,7 @@ Shape legend: ``B`` samples, ``S`` steps.
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -33,6 +34,9 @@ RATIO_TOLERANCE = {"fp32": 0.0, "fp16": 2e-3, "bf16": 2e-2}
 
 The half precisions may deviate by more than an image's clip range of 1e-4: see ``ratio_is_one``.
 """
+
+HUGE = 1e4
+"""Largest weight of a model that works: they are of the order of 1, and what is wrong grows beyond all bounds."""
 
 SHARDED = ("FSDP", "DEEPSPEED", "MEGATRON_LM", "XLA", "TP")
 """Kinds of Accelerate in which no process has the whole model, or that the loop was never tried with."""
@@ -184,9 +188,15 @@ def rollout_fault(rollout: Rollout) -> str:
 
 
 def parameters_fault(parameters: Mapping[str, Parameter]) -> str:
-    """Which trained weight is not finite. Empty if all are."""
-    broken = [name for name, parameter in parameters.items() if not bool(parameter.isfinite().all())]
-    return f"{len(broken)} of {len(parameters)} trained weights are not finite, {broken[0]} first" if broken else ""
+    """Which trained weight is not finite, or so large that it will soon not be. Empty if all are in order."""
+    largest = {
+        name: float(parameter.detach().abs().max()) for name, parameter in parameters.items() if parameter.numel()
+    }
+    broken = [name for name, size in largest.items() if not math.isfinite(size)]
+    if broken:
+        return f"{len(broken)} of {len(parameters)} trained weights are not finite, {broken[0]} first"
+    huge = max(largest, key=lambda name: largest[name], default="")
+    return f"the trained weight {huge} has grown to {largest[huge]:.3g}" if huge and largest[huge] > HUGE else ""
 
 
 class Diverged(RefusedError):

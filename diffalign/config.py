@@ -22,6 +22,7 @@ from pydantic import (
     model_validator,
 )
 
+from diffalign import idle
 from diffalign.errors import ConfigError
 from diffalign.fields import as_mapping, fields_of, standing_at
 from diffalign.methods import (
@@ -97,7 +98,8 @@ class PromptsConfig(Section):
     task: str = "all"
     """Kind of prompt, for worlds that have several."""
     train: int = Field(64, ge=1)
-    """Number of training prompts."""
+    """Number of training prompts. Recorded pairs, labels and demonstrations of a file bring their own; these are then
+    the ones that ``diffalign label init --split train`` asks about."""
     held_out: int = Field(64, ge=1)
     """Number of evaluation prompts. They never appear in training."""
 
@@ -298,6 +300,8 @@ class RunConfig(Section):
                 f"credit.rule {self.credit.rule} compares the samples of one prompt: set trainer.samples_per_prompt"
                 " to 2 or more"
             )
+        if unused := idle.fault(self):
+            raise ValueError(unused)
         return self
 
 

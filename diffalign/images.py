@@ -98,6 +98,28 @@ def decode(data: bytes, name: str = "the image") -> Image.Image:
         raise InputError(f"{name} is not an image that can be decoded: {error}") from error
 
 
+def require_whole(data: bytes, name: str = "the image") -> None:
+    """Raises InputError as ``decode`` would, but decodes as little as it can: for a file of many images.
+
+    Of PNG it checks every chunk's checksum, of JPEG and WebP that the file goes on to its end; others it decodes.
+    """
+    try:
+        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+            kind = image.format
+            if kind == "PNG":
+                image.verify()
+    except Exception:  # as in ``_decoded``
+        decode(data, name)
+        return
+    ends = {
+        "PNG": True,
+        "JPEG": data.rstrip(b"\0").endswith(b"\xff\xd9"),
+        "WEBP": len(data) >= int.from_bytes(data[4:8], "little") + 8,
+    }
+    if not ends.get(kind or "", False):
+        decode(data, name)
+
+
 def _decoded(source: Path | io.BytesIO) -> Image.Image:
     try:
         with Image.open(source, formats=FORMATS) as image:

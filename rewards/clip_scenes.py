@@ -20,7 +20,6 @@ from diffalign.worlds import brain_mr, emoji
 World = Literal["emoji", "brain-mr"]
 Attributes = Mapping[str, object]
 
-_MIRROR = {"right of": "left of", "below": "above"}
 _EMOJI_VALUES: dict[str, Sequence[object]] = {
     "count": (1, 2, 3, 4),
     "object": emoji.OBJECTS,
@@ -88,8 +87,8 @@ def meaning(world: World, attributes: Attributes) -> str:
     if world == "brain-mr":
         return brain_mr.slug(attributes)
     relation = str(attributes.get("relation"))
-    if relation in _MIRROR:
-        swapped = {"object": attributes["other"], "other": attributes["object"], "relation": _MIRROR[relation]}
+    if relation in emoji.MIRRORED:
+        swapped = {"object": attributes["other"], "other": attributes["object"], "relation": emoji.MIRRORED[relation]}
         attributes = {**attributes, **swapped}
     return emoji.slug(attributes)
 

@@ -25,7 +25,7 @@ import torch
 
 from diffalign.errors import ConfigError
 from diffalign.types import Modality, Prompt, Sample, Scores
-from diffalign.worlds.emoji import SIZE, parse, validate
+from diffalign.worlds.emoji import OFFSETS, SIZE, parse, validate
 from rewards.emoji_detector import ACCEPT, Detection, Sight, detect, look
 from rewards.everything import EVERYTHING, everything
 
@@ -38,7 +38,6 @@ _CORNER = SIZE / 2 - 8
 """How far from the image's corner the centre of an object may be, per axis, in pixels."""
 _PLAIN = 0.8
 """Least fraction of the free area that has the colour of the background."""
-_DIRECTIONS = {"left of": (-1, 0), "right of": (1, 0), "above": (0, -1), "below": (0, 1)}
 
 
 class EmojiChecker:
@@ -135,7 +134,7 @@ def _best(objects: Sequence[Detection], name: object) -> Detection | None:
 
 def _aim(objects: Sequence[Detection], wanted: Mapping[str, object]) -> float:
     """1 where the relation holds for some pair of the two kinds, down to 0 where it is the opposite."""
-    x, y = _DIRECTIONS[str(wanted["relation"])]
+    x, y = OFFSETS[str(wanted["relation"])]
     aims = [0.0]
     for first in (found.center for found in objects if found.object == wanted["object"]):
         for second in (found.center for found in objects if found.object == wanted["other"]):

@@ -24,6 +24,7 @@ from diffalign.objectives.reward_model import centring
 from diffalign.seeds import derive
 from rewards.fit import CENTRING, Calibration, Effects, Progress, margins, tempered, tie_share, weights
 from rewards.fit_config import TextFitConfig
+from rewards.fit_stopping import until_no_better
 from rewards.fit_texts import Texts, slope
 from rewards.language_model import HEAD, Classifier, Reader, headed
 
@@ -168,33 +169,25 @@ class _Training:
     def run(self, on_progress: Progress | None) -> int:
         """Trains, leaves model and effects at their best epoch, and returns that."""
         order = random.Random(derive(self.config.seed, "order", self.criterion))
-        self.losses = [self._tuning_loss()]
-        best, kept = 0, self._copies()
-        for epoch in range(1, self.config.epochs + 1):
+
+        def update(epoch: int) -> None:
             rows = order.sample(self.train, len(self.train))
             for i in range(0, len(rows), self.config.batch_size):
                 some = rows[i : i + self.config.batch_size]
                 self._update(some)
                 if on_progress:
                     on_progress(f"fitting {self.criterion}, epoch {epoch}", i + len(some), len(rows))
-            self.losses.append(self._tuning_loss())
-            if self.losses[-1] < min(self.losses[:-1]):
-                best, kept = epoch, self._copies()
-            if epoch - best >= self.config.patience:
-                break
+
+        best, self.losses = until_no_better(
+            self.learned, self.config.epochs, self.config.patience, update, self._tuning_loss
+        )
         if not best:
             raise RefusedError(
                 f"{self.criterion}: nothing was learned: on held-out prompts no epoch was better than no score at all"
                 f" (loss {self.losses[0]:.4f}, then {self.losses[1]:.4f}); give more pairs, or another learning_rate"
             )
-        with torch.no_grad():
-            for parameter, value in zip(self.learned, kept, strict=True):
-                parameter.copy_(value)
         self.classifier.model.requires_grad_(False)
         return best
-
-    def _copies(self) -> list[Tensor]:
-        return [parameter.detach().clone() for parameter in self.learned]
 
     def _update(self, rows: Sequence[int]) -> None:
         self.optimiser.zero_grad()

@@ -29,6 +29,7 @@ from rewards.fit import CENTRING, Effects, Progress, tie_share, weights
 from rewards.fit_adapter import AdaptedClip, Adapter, attach, chosen
 from rewards.fit_config import FitConfig, LoraConfig
 from rewards.fit_data import Parts, Study
+from rewards.fit_stopping import until_no_better
 from rewards.heads import Heads, features
 
 
@@ -162,26 +163,21 @@ class _Training:
         """Trains, leaves the adapters at their best epoch, and returns that."""
         pairs = _pairs(self.study, self.train)
         shuffle = torch.Generator().manual_seed(derive(self.config.seed, "lora order"))
-        self.losses = [self._tuning_loss()]
-        best, kept = 0, [parameter.detach().clone() for parameter in self.trained]
-        for epoch in range(1, self.lora.epochs + 1):
+
+        def update(epoch: int) -> None:
             for batch in torch.randperm(len(pairs), generator=shuffle).split(self.lora.batch_size):
                 self._update(torch.cat([pairs[i] for i in batch.tolist()]))
-            self.losses.append(self._tuning_loss())
-            if self.losses[-1] < min(self.losses[:-1]):
-                best, kept = epoch, [parameter.detach().clone() for parameter in self.trained]
             if on_progress:
                 on_progress("tuning the encoder", epoch, self.lora.epochs)
-            if epoch - best >= self.lora.patience:
-                break
+
+        best, self.losses = until_no_better(
+            self.trained, self.lora.epochs, self.lora.patience, update, self._tuning_loss
+        )
         if not best:
             raise RefusedError(
                 f"lora: nothing was learned: on held-out prompts no epoch was better than no score at all (loss"
                 f" {self.losses[0]:.4f}); give more pairs, a lower lora.learning_rate, or leave lora out"
             )
-        with torch.no_grad():
-            for parameter, value in zip(self.trained, kept, strict=True):
-                parameter.copy_(value)
         return best
 
     def adapter(self) -> Adapter:

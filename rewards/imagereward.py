@@ -23,7 +23,7 @@ from torch import Tensor
 from diffalign.errors import ConfigError, NotFoundError
 from diffalign.images import to_rgb
 from diffalign.types import Modality, Prompt, Sample, Scores
-from rewards import devices, imagereward_weights
+from rewards import chunked, devices, imagereward_weights
 from rewards import weights as files
 
 if TYPE_CHECKING:
@@ -74,15 +74,7 @@ class ImageReward:
 
     def __call__(self, samples: Sequence[Sample]) -> Scores:
         """Scores ``(B,)``; NaN for a sample without an image."""
-        total = torch.full((len(samples),), math.nan)
-        images = {i: s.image for i, s in enumerate(samples) if s.image is not None and 0 not in s.image.size}
-        order = list(images)
-        with torch.no_grad():
-            for start in range(0, len(order), CHUNK):
-                chunk = order[start : start + CHUNK]
-                pixels = self._pixels([images[i] for i in chunk])
-                total[chunk] = self._score(pixels, [samples[i].prompt.text for i in chunk]).cpu()
-        return Scores(total)
+        return chunked.scores(samples, lambda images, texts: self._score(self._pixels(images), texts), CHUNK)
 
     def differentiable(self, images: Tensor, prompts: Sequence[Prompt]) -> Tensor:
         """The same scores ``(B,)`` of a tensor ``(B, 3, H, W)`` in [0, 1], with gradient to the pixels (ReFL)."""

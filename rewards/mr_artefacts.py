@@ -25,7 +25,7 @@ from diffalign import assets
 from diffalign.errors import InputError
 from diffalign.images import to_rgb
 from diffalign.types import Modality, Sample, Scores
-from rewards import devices
+from rewards import chunked, devices
 from rewards import weights as files
 
 ASSET = "mr-artefacts"
@@ -35,6 +35,11 @@ MEAN = (0.485, 0.456, 0.406)
 STD = (0.229, 0.224, 0.225)
 CHUNK = 16
 """Images that go through the network at once."""
+
+
+def _has_shades(image: Image.Image) -> bool:
+    """An image of a single shade shows no slice."""
+    return bool(np.ptp(np.asarray(to_rgb(image).convert("L"))) > 0)
 
 
 def angle(embedding: Tensor, anchor: Tensor) -> Tensor:
@@ -76,20 +81,11 @@ class MRArtefact:
 
     def __call__(self, samples: Sequence[Sample]) -> Scores:
         """Scores ``(B,)``; NaN for a sample without an image, or with an image of a single shade."""
-        total = torch.full((len(samples),), math.nan)
-        images = {
-            i: s.image
-            for i, s in enumerate(samples)
-            if s.image is not None and 0 not in s.image.size and np.ptp(np.asarray(to_rgb(s.image).convert("L"))) > 0
-        }
-        order = list(images)
-        network, anchor = self._loaded if order else (None, torch.empty(0))
-        with torch.no_grad():
-            for start in range(0, len(order), CHUNK):
-                chunk = order[start : start + CHUNK]
-                embedding = cast(torch.nn.Module, network)(pixels([images[i] for i in chunk]).to(self.device))
-                total[chunk] = 1 - angle(embedding, anchor).float().cpu()
-        return Scores(total)
+        return chunked.scores(samples, self._judge, CHUNK, usable=_has_shades)
+
+    def _judge(self, images: Sequence[Image.Image], texts: Sequence[str]) -> Tensor:
+        network, anchor = self._loaded
+        return 1 - angle(network(pixels(images).to(self.device)), anchor)
 
     @cached_property
     def _loaded(self) -> tuple[torch.nn.Module, Tensor]:

@@ -9,14 +9,12 @@ Shape legend: ``B`` samples, ``D`` dimensions of the shared embedding, ``H W`` p
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-import torch
 from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
@@ -24,7 +22,7 @@ from torch.nn import functional as F
 from diffalign.errors import InputError, NotFoundError
 from diffalign.images import to_rgb
 from diffalign.types import Modality, Sample, Scores
-from rewards import devices
+from rewards import chunked, devices
 
 if TYPE_CHECKING:
     from transformers import CLIPModel
@@ -73,17 +71,11 @@ class PickScoreReward:
 
     def __call__(self, samples: Sequence[Sample]) -> Scores:
         """Scores ``(B,)``; NaN for a sample without an image."""
-        total = torch.full((len(samples),), math.nan)
-        images = {i: s.image for i, s in enumerate(samples) if s.image is not None and 0 not in s.image.size}
-        order = list(images)
-        with torch.no_grad():
-            for start in range(0, len(order), CHUNK):
-                chunk = order[start : start + CHUNK]
-                features = self._images([images[i] for i in chunk])
-                texts = self._texts([samples[i].prompt.text for i in chunk])
-                cosine = (features * texts).sum(1).clamp(-1, 1)
-                total[chunk] = (cosine * self._scale).cpu()
-        return Scores(total)
+        return chunked.scores(samples, self._judge, CHUNK)
+
+    def _judge(self, images: Sequence[Image.Image], texts: Sequence[str]) -> Tensor:
+        cosine = (self._images(images) * self._texts(texts)).sum(1).clamp(-1, 1)
+        return cosine * self._scale
 
     @property
     def _scale(self) -> float:

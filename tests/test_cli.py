@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import math
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -19,6 +21,7 @@ from apps.cli import main
 from apps.evaluate import trained_on
 from diffalign.runs import Run
 
+ROOT = Path(__file__).resolve().parent.parent
 REWARD = """
 import numpy as np
 def brightness(samples):
@@ -124,6 +127,30 @@ def test_dry_run_prints_the_plan_and_writes_nothing(desk: Path) -> None:
     assert "memory estimate:" in result.output and "timestep_fraction: 1.0" in result.output
     assert "not counted:" in result.output
     assert not (desk / "runs").exists()
+
+
+@pytest.mark.parametrize("what", ["recipes", "models", "objectives", "assets"])
+def test_lists_import_no_model_library(what: str) -> None:
+    code = f"import sys; from apps import listing; listing.show({what!r}); print(*sorted(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert not {"diffusers", "transformers", "torch"} & set(done.stdout.splitlines()[-1].split())
+
+
+def test_a_dry_run_of_a_resumed_run_plans_from_the_run_itself(desk: Path) -> None:
+    """The recipe has changed since: the run goes on as it began, and what it may not change is refused here, too."""
+    assert diffalign("align", "run.yaml", "--set", "trainer.epochs=1", "--out", "run").exit_code == 0
+    changed = (desk / "run.yaml").read_text().replace("seed: 0", "seed: 5")
+    (desk / "run.yaml").write_text(changed if "seed: 5" in changed else f"seed: 5\n{changed}")
+    before = {path: path.stat().st_mtime_ns for path in (desk / "run").rglob("*")}
+    again = ["align", "run.yaml", "--resume", "--dry-run"]
+    plan = diffalign(*again, "--out", "run", "--set", "trainer.epochs=3")
+    assert plan.exit_code == 0, plan.output
+    assert "done already:        1 of 3 epochs, in run" in plan.output and "\nseed: 0\n" in plan.output
+    refused = diffalign(*again, "--out", "run", "--set", "trainer.learning_rate=1")
+    assert refused.exit_code == 2 and "--resume: trainer.learning_rate is" in refused.stderr
+    homeless = diffalign(*again)
+    assert homeless.exit_code == 2 and "--resume needs --out" in homeless.stderr
+    assert {path: path.stat().st_mtime_ns for path in (desk / "run").rglob("*")} == before
 
 
 def test_the_plan_counts_what_is_done_and_kept(desk: Path) -> None:
@@ -332,6 +359,17 @@ def test_a_score_of_nothing_says_why(desk: Path) -> None:
     strange = diffalign("score", "--reward", "emoji-checker", "--images", ".", "--out", "scores.parquet")
     assert strange.exit_code == 2 and "it may not know prompts like these" in strange.stderr
     assert not (desk / "scores.parquet").exists()
+
+
+def test_a_score_of_some_says_which_lack_a_prompt(desk: Path) -> None:
+    for name in ("a", "b", "c"):
+        Image.new("RGB", (64, 64)).save(desk / f"{name}.png")
+    (desk / "a.txt").write_text("a cat on a blue background")
+    some = diffalign("score", "--reward", "emoji-checker", "--images", ".")
+    assert some.exit_code == 0 and "2 images got no score from emoji-checker" in some.output
+    assert "2 images have no prompt, and emoji-checker may need one: write it into a text file" in some.output
+    without = diffalign("score", "--reward", "compressibility", "--images", ".")
+    assert without.exit_code == 0 and "no prompt" not in without.output
 
 
 def test_reward_check_says_whether_a_reward_is_fit(desk: Path) -> None:

@@ -72,6 +72,34 @@ def test_refusals(file: Path, override: str, message: str) -> None:
     assert message.format(file=file) in str(caught.value)
 
 
+DPO = ["rewards=[]", "evaluation.rewards=[clip]", "objective.name=dpo"]
+PAIRS = [*DPO, "experience.source=pairs", "experience.path=x.parquet"]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ([*PAIRS, "experience.collect=8"], "experience.collect is 8, but it counts what simulated raters"),
+        ([*PAIRS, "experience.keep=[0.1]"], "experience.keep is [0.1], but it is for experience.source best-of-n"),
+        ([*PAIRS, "credit.rule=group"], "credit.rule is group, but objective dpo gives no credit for scores: leave it"),
+        ([*PAIRS, "trainer.samples_per_prompt=2"], "the samples of experience.source pairs were made before the run"),
+        ([*PAIRS, "trainer.timestep_fraction=0.5"], "which learn from single steps: leave it out, or at 1.0"),
+        (["credit.rule=batch", "credit.min_count=8"], "credit.rule batch remembers no scores: leave it out, or at 16"),
+        (
+            ["objective.name=draft", "credit.clip=2"],
+            "objective draft gives no credit for scores: leave it out, or at 5",
+        ),
+    ],
+)
+def test_a_field_that_the_method_has_no_use_for_is_refused(file: Path, overrides: list[str], message: str) -> None:
+    """The same configuration without that field is a good one, and so is what it is written as."""
+    good = load(file, overrides[:-1])
+    assert parse(yaml.safe_load(dump(good))) == good
+    with pytest.raises(ConfigError) as caught:
+        load(file, overrides)
+    assert message in str(caught.value)
+
+
 def test_a_wrong_field_in_the_file_is_found_by_its_line(file: Path) -> None:
     file.write_text(MINIMAL + "  batchsize: 8\n")
     with pytest.raises(
@@ -82,7 +110,7 @@ def test_a_wrong_field_in_the_file_is_found_by_its_line(file: Path) -> None:
 
 def test_whole_numbers_and_exponents_are_numbers(file: Path) -> None:
     file.write_text(MINIMAL + "  learning_rate: 1e-4\n  weight_decay: 3\n  gradient_checkpointing: true\n")
-    trainer = load(file, ["credit.rule=batch", "credit.min_count=33"]).trainer
+    trainer = load(file).trainer
     assert (trainer.learning_rate, trainer.weight_decay, trainer.gradient_checkpointing) == (1e-4, 3.0, True)
 
 

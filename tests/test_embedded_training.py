@@ -9,7 +9,7 @@ import torch
 from diffalign.seeds import derive
 from diffalign.worlds import brain_mr
 from pipelines.embedded import reader, tokenizer
-from pipelines.embedded.data import lesion_cells, scenes
+from pipelines.embedded.data import fingerprint, lesion_cells, scenes
 from pipelines.embedded.denoiser import HALVES, OPPOSITE
 
 
@@ -21,6 +21,19 @@ def test_lesion_cells_cover_the_lesion_and_say_nothing_of_its_side() -> None:
         rows, columns = mask.nonzero()
         assert all(cells[number, row // 4, column // 4] for row, column in zip(rows, columns, strict=True))
         assert bool(cells[number].any()) == bool(mask.any())
+
+
+def test_a_fingerprint_is_of_the_weights_as_they_are_stored() -> None:
+    """Half precision, as in the files: read back it is the same; one other weight, or another name, is another."""
+    torch.manual_seed(0)
+    layer = torch.nn.Linear(3, 2)
+    stored = torch.nn.Linear(3, 2)
+    stored.load_state_dict({name: value.half().float() for name, value in layer.state_dict().items()})
+    assert fingerprint(layer) == fingerprint(stored) != fingerprint(layer, layer)
+    assert fingerprint(torch.nn.Sequential(layer)) != fingerprint(layer)
+    with torch.no_grad():
+        stored.weight[0, 0] += 0.5
+    assert fingerprint(layer) != fingerprint(stored)
 
 
 def test_facts_are_classes_with_zero_for_what_is_not_said() -> None:

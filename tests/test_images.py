@@ -206,3 +206,18 @@ def test_a_grid_that_cannot_be_is_refused() -> None:
         images.grid([levels()], 0)
     with pytest.raises(InputError, match="1 captions do not fit 2 images"):
         images.grid([levels(), levels()], 2, ["one"])
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "BMP", "GIF"])
+def test_a_file_of_bytes_is_whole_or_refused(kind: str) -> None:
+    """Refused is what ``decode`` refuses: a file without its end, and one that is no image."""
+    buffer = io.BytesIO()
+    pixels = np.random.default_rng(0).integers(0, 256, (40, 40, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(buffer, format=kind)
+    whole = buffer.getvalue()
+    images.require_whole(whole)
+    for broken in (whole[: len(whole) // 2], whole[: len(whole) * 9 // 10], b"", b"no image"):
+        for refuse in (images.decode, images.require_whole):
+            with pytest.raises(InputError, match="the picture is not an image that can be decoded"):
+                refuse(broken, "the picture")
+    images.require_whole(whole + b"\0\0 more")

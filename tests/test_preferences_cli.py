@@ -64,7 +64,7 @@ class Page(HTMLParser):
 
 def test_inspect_prints_counts_and_writes_a_page(desk: Path) -> None:
     rows(desk)
-    result = diffalign("inspect", "rows.jsonl")
+    result = diffalign("inspect", "rows.jsonl", "--page", "rows.html")
     assert result.exit_code == 0, result.output
     for words in (
         "format             labelled rows",
@@ -75,20 +75,28 @@ def test_inspect_prints_counts_and_writes_a_page(desk: Path) -> None:
         "prompts            4 different, with 7 to 8 pairs each (median 7.5)",
         "sizes              8x8 60",
         "warning: 3 rows could not be read and are left out.",
-        "example pairs: rows.jsonl.preferences.html",
+        "example pairs: rows.html",
     ):
         assert words in result.stdout, result.stdout
     assert "broken: line 31: missing image: image_0 'gone.png' is not there" in result.stderr
     assert "broken: 1 x no label" in result.stderr
-    page = Page((desk / "rows.jsonl.preferences.html").read_text(encoding="utf-8"))
+    page = Page((desk / "rows.html").read_text(encoding="utf-8"))
     assert len(page.all("figure")) == 2 * preferences_page.EXAMPLES
     assert "24 of 30 pairs, drawn at random" in page.text and "gone.png" in page.text
+
+
+def test_inspect_writes_no_file_unless_it_is_asked_for_one(desk: Path) -> None:
+    rows(desk)
+    there = sorted(path.name for path in desk.iterdir())
+    result = diffalign("inspect", "rows.jsonl")
+    assert result.exit_code == 0 and "to see example pairs, write a page: --page PAGE.html" in result.stdout
+    assert sorted(path.name for path in desk.iterdir()) == there
 
 
 def test_the_page_needs_nothing_but_itself_and_is_the_same_again(desk: Path) -> None:
     rows(desk)
     for name in ("one.html", "two.html"):
-        assert diffalign("inspect", "rows.jsonl", "--out", name).exit_code == 0
+        assert diffalign("inspect", "rows.jsonl", "--page", name).exit_code == 0
     text = (desk / "one.html").read_text(encoding="utf-8")
     assert text == (desk / "two.html").read_text(encoding="utf-8")
     page = Page(text)
@@ -101,7 +109,7 @@ def test_prompts_and_texts_are_escaped_and_the_preferred_one_is_marked(desk: Pat
     paths = files.images(desk, 2)
     row = {"prompt": ATTACK, "image_0": paths[0], "image_1": paths[1], "rater": ATTACK, "criterion": ATTACK}
     files.json_lines(desk / "rows.jsonl", [row | {"label": label} for label in (1, 0, 0.5, 0.75)])
-    assert diffalign("inspect", "rows.jsonl", "--out", "page.html").exit_code == 0
+    assert diffalign("inspect", "rows.jsonl", "--page", "page.html").exit_code == 0
     page = Page((desk / "page.html").read_text(encoding="utf-8"))
     assert not page.all("script") and page.text.count(ATTACK) >= 8
     assert [figure.get("class") == "preferred" for figure in page.all("figure")] == [
@@ -111,7 +119,7 @@ def test_prompts_and_texts_are_escaped_and_the_preferred_one_is_marked(desk: Pat
     assert "label 0.75" in page.text and "tie" in page.text
     answers = [{"prompt": "a", "chosen": ATTACK, "rejected": "</div><b>"}]
     files.json_lines(desk / "texts.jsonl", answers)
-    assert diffalign("inspect", "texts.jsonl", "--out", "texts.html").exit_code == 0
+    assert diffalign("inspect", "texts.jsonl", "--page", "texts.html").exit_code == 0
     page = Page((desk / "texts.html").read_text(encoding="utf-8"))
     assert ATTACK in page.text and "</div><b>" in page.text and not page.all("script")
 
@@ -123,7 +131,7 @@ def test_inspect_as_json(desk: Path) -> None:
     assert data["format"] == "labelled rows" and data["judgements"] == 30 and data["broken"]["rows"] == 3
     assert data["broken"]["reasons"] == {"missing image": 1, "label out of range": 1, "no label": 1}
     assert not list(desk.glob("*.html"))
-    assert diffalign("inspect", "rows.jsonl", "--json", "--out", "page.html").exit_code == 0
+    assert diffalign("inspect", "rows.jsonl", "--json", "--page", "page.html").exit_code == 0
     assert (desk / "page.html").is_file()
 
 
@@ -285,7 +293,7 @@ def test_a_bad_file_is_one_sentence_and_status_2(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["inspect", "rows.jsonl", "--out", "rows.jsonl"], "--out is the page, so its name ends in .html"),
+        (["inspect", "rows.jsonl", "--page", "rows.jsonl"], "--page is a page, so its name ends in .html"),
         (["convert", "rows.jsonl", "out.csv"], "so the name ends in .parquet; got out.csv"),
         (["convert", "rows.jsonl", "there.parquet"], "output there.parquet exists already: choose another name"),
     ],

@@ -37,6 +37,41 @@ def test_a_published_example_without_ties() -> None:
     assert fit.tie_strength == 0
 
 
+def test_davidsons_model_by_hand() -> None:
+    """P(i over j) = p_i / (p_i + p_j + n sqrt(p_i p_j)), P(tie) = n sqrt(p_i p_j) / (the same); Davidson 1970, eq. 2.7.
+
+    With worths 9, 4, 1 and n = 1 the three pairs have the denominators 9 + 4 + 6 = 19, 9 + 1 + 3 = 13, 4 + 1 + 2 = 7.
+    Of so many comparisons each the expected wins are the worths themselves and the expected ties 6, 3 and 2. Where
+    the counts are what is expected, the likelihood is at its maximum: the fit gives back ln 9, ln 4, ln 1 and 1.
+    """
+    wins = np.array([[0.0, 9, 9], [4, 0, 4], [1, 1, 0]])
+    ties = np.array([[0.0, 6, 3], [6, 0, 2], [3, 2, 0]])
+    fit = davidson(wins, ties, math.inf)
+    assert fit.strengths - fit.strengths[2] == pytest.approx([math.log(9), math.log(4), 0], abs=1e-8)
+    assert fit.tie_strength == pytest.approx(1, abs=1e-8)
+
+
+def test_two_arms_have_a_closed_form() -> None:
+    """Three outcomes, two parameters: the fit meets the counts. 8 : 6 : 2 give p_1 / p_2 = 4 and n = 6 / sqrt(16)."""
+    fit = davidson(np.array([[0.0, 8], [2, 0]]), np.array([[0.0, 6], [6, 0]]), math.inf)
+    assert fit.strengths == pytest.approx([math.log(2), -math.log(2)], abs=1e-8)
+    assert fit.tie_strength == pytest.approx(1.5, abs=1e-8)
+
+
+def test_known_parameters_come_back_from_drawn_comparisons() -> None:
+    """20000 comparisons of each of six pairs. Their standard error is about 1 / sqrt(60000 / 5) = 0.01; four of it."""
+    true, tie = np.array([-1.0, -0.2, 0.4, 0.8]), 0.7
+    random = np.random.default_rng(0)
+    wins, ties = np.zeros((4, 4)), np.zeros((4, 4))
+    for i in range(4):
+        for j in range(i):
+            wins[i, j], ties[i, j], wins[j, i] = random.multinomial(20_000, chances(true, tie, i, j))
+            ties[j, i] = ties[i, j]
+    fit = davidson(wins, ties, math.inf)
+    assert fit.strengths == pytest.approx(true, abs=0.04)
+    assert fit.tie_strength == pytest.approx(tie, abs=0.02)
+
+
 def chances(strengths: Array, tie: float, i: int, j: int) -> tuple[float, float, float]:
     """Davidson 1970, eq. 2.7, in worths."""
     one, two = math.exp(strengths[i]), math.exp(strengths[j])

@@ -17,7 +17,7 @@ import torch
 from click.testing import CliRunner
 from PIL import Image
 
-from apps import charts, report, report_measures, report_pictures
+from apps import charts, outcome, report, report_measures, report_pictures
 from apps.cli import main
 from diffalign.config import AdapterConfig, ObjectiveConfig, SamplerConfig, TrainerConfig, parse
 from diffalign.evaluation import Evaluation, Measure
@@ -275,6 +275,47 @@ def test_too_few_prompts_have_no_interval(tmp_path: Path) -> None:
     assert "from 0.500 to 0.625: a difference of +0.125 (too few prompts for an interval)." in text
     assert "won 70 % of the pairs (too few prompts for an interval; a tie is half a win)" in text
     assert "Over-optimisation cannot be ruled out" in page.headings
+
+
+def test_without_an_interval_there_is_no_axis() -> None:
+    """An axis from the mean before to the mean after would show 0.500 to 0.501 as it shows 0 to 1."""
+    measure = {"before": {"mean": 0.5, "n": 4}, "after": {"mean": 0.501, "n": 4}, "difference": {"mean": 0.001}}
+    with_one = entry(0.5, 0.501, 0.02, trained_on=True)
+    rows = report_measures.table({"rewards": {"few": measure, "many": with_one}})
+    assert [bool(row.plot) for row in rows] == [False, True]
+
+
+def test_what_did_not_change_in_any_sample_is_said_in_words(tmp_path: Path) -> None:
+    """All differences are 0: the bootstrap interval is 0 to 0, which is no knowledge of other prompts."""
+    run = start(tmp_path / "run")
+    log(run, 3)
+    same = entry(0.5, 0.5, 0.1, trained_on=True) | {"difference": interval(0.0, 0.0)}
+    (run.path / "evaluation.json").write_text(json.dumps(evaluation(rewards={"emoji-checker": same})))
+    text = Page(report.render(run)).text
+    assert "unchanged in every sample" in text and "0.000 to 0.000" not in text
+    assert "emoji-checker stayed at 0.500: no sample scored differently." in text
+
+
+def test_the_terminal_says_unchanged_too(capsys: pytest.CaptureFixture[str]) -> None:
+    """Six prompts, whose scores are the same after training as before by one measure, and higher by another."""
+    before = np.linspace(0.2, 0.7, 6)
+    measures = {
+        "same": Measure(before, before, trained_on=False, higher_is_better=True),
+        "more": Measure(before, before + 0.1, trained_on=True, higher_is_better=True),
+    }
+    outcome.show(Evaluation(measures, np.arange(6), "more", (0.5, 0.5), {}))
+    lines = {line.split()[0]: line for line in capsys.readouterr().out.splitlines() if line.strip()}
+    assert "unchanged in every sample" in lines["same"] and "+0.100 (+0.100 to +0.100)" in lines["more"]
+
+
+def test_a_change_that_rounds_to_nothing_has_no_arrow(tmp_path: Path) -> None:
+    run = start(tmp_path / "run")
+    log(run, 3)
+    (run.path / "evaluation.json").write_text(json.dumps(evaluation()))
+    add_pictures(run, [(0.5, 0.504), (0.5, 0.496), (0.5, 0.75)])
+    cards = report.render(run).split('<p class="foot">')[1:]
+    assert ["≈ 0.00" in card for card in cards] == [True, True, False]
+    assert [any(arrow in card for arrow in "▲▼") for card in cards] == [False, False, True]
 
 
 def test_broken_and_missing_pictures_are_said_to_be(finished: Run) -> None:

@@ -46,6 +46,7 @@ def pairs(count: int = 16, *, criteria: tuple[str, ...] = ("overall",), label: f
 def learn(desk: Path, source: str, objective: str, path: str | None, **experience: object) -> None:
     """Writes ``learn.yaml``: the desk's run, but from recorded judgements."""
     data = yaml.safe_load((desk / "run.yaml").read_text())
+    del data["credit"]
     data |= {
         "rewards": [], "experience": {"source": source, "path": path, **experience}, "objective": {"name": objective},
     }  # fmt: skip
@@ -92,6 +93,9 @@ def test_a_run_learns_from_what_was_recorded(desk: Path, source: str, objective:
     run = Run(desk / "runs" / "learn")
     metrics = run.metrics()[0]
     assert {"policy/loss", "count/updates", "time/update"} <= metrics.keys() and "reward/total" not in metrics
+    compared = source == "pairs" and objective != "sft"
+    assert any("policy/held_out_accuracy" in row for row in run.metrics()) is compared
+    assert ("Held-out preferences in order" in (run.path / "report.html").read_text()) is compared
     evaluation = json.loads((run.path / "evaluation.json").read_text())
     assert evaluation["win_rate"]["by"] == "brightness"
     assert not any(entry["trained_on"] for entry in evaluation["rewards"].values())
@@ -102,7 +106,7 @@ def test_a_run_learns_from_what_was_recorded(desk: Path, source: str, objective:
 
 
 def rated(desk: Path, source: str, objective: str, rater: str = "emoji") -> None:
-    learn(desk, source, objective, None, rater=rater, collect=12)
+    learn(desk, source, objective, None, rater=rater, **({} if source == "online-pairs" else {"collect": 12}))
     data = yaml.safe_load((desk / "learn.yaml").read_text())
     data["prompts"] = {"source": "emoji", "train": 6, "held_out": 5}
     data["trainer"]["samples_per_prompt"] = 2 if source == "online-pairs" else 1
@@ -234,6 +238,7 @@ def test_prompts_come_from_the_preferences_themselves(desk: Path) -> None:
     result = diffalign("align", "learn.yaml", *[word for setting in settings for word in ("--set", setting)])
     assert result.exit_code == 0, result.output
     assert "4 of 16 pairs are of held-out prompts, and left out of training" in result.output
+    assert "own.parquet brings its own prompts, so prompts.train (3) limits nothing here" in result.output
 
 
 def as_rows(desk: Path, name: str, label: object = 1) -> None:
@@ -268,6 +273,40 @@ def test_a_run_that_cannot_use_its_pairs_leaves_no_copy(desk: Path, label: objec
     result = diffalign("align", "learn.yaml")
     assert result.exit_code == 2 and said in result.stderr, result.output
     assert not (desk / "runs" / "learn").exists()
+
+
+def flipped(data: bytes) -> bytes:
+    """One bit in the middle is another."""
+    middle = len(data) // 2
+    return data[:middle] + bytes([data[middle] ^ 1]) + data[middle + 1 :]
+
+
+@pytest.mark.parametrize(
+    ("damage", "reason"),
+    [
+        (lambda data: data[: len(data) // 2], "unreadable image: second is not an image that can be decoded"),
+        (flipped, "unreadable image: second is not an image that can be decoded"),
+        (lambda data: b"no picture", "unreadable image: second is not an image that can be decoded"),
+        (lambda data: None, "no image: second is empty"),
+    ],
+)
+def test_a_broken_image_in_a_native_file_is_refused_before_any_work(
+    desk: Path, damage: Callable[[bytes], bytes | None], reason: str
+) -> None:
+    """Row 9 of 16 is of the last epoch, or of none; what `convert` makes of the file is learned from."""
+    preferences.write(desk / "whole.parquet", pairs())
+    rows = pq.read_table(desk / "whole.parquet").to_pylist()
+    rows[9]["second"]["bytes"] = damage(rows[9]["second"]["bytes"])
+    pq.write_table(pa.Table.from_pylist(rows, preferences.table.schema("image")), desk / "own.parquet")
+    learn(desk, "pairs", "dpo", "own.parquet")
+    refused = diffalign("align", "learn.yaml", "--set", "trainer.epochs=1")
+    assert refused.exit_code == 2, refused.output
+    assert f"error: own.parquet: 1 of 16 rows cannot be used, row 9: {reason}" in refused.stderr
+    assert "`diffalign preferences convert own.parquet clean.parquet` lists them" in refused.stderr
+    assert not (desk / "runs" / "learn").exists()
+    assert diffalign("preferences", "convert", "own.parquet", "clean.parquet").exit_code == 0
+    clean = diffalign("align", "learn.yaml", "--set", "trainer.epochs=1", "--set", "experience.path=clean.parquet")
+    assert clean.exit_code == 0, clean.output
 
 
 TEXT_PAIR = {"prompt": "a", "text_0": "one", "text_1": "two", "label": 1}

@@ -126,6 +126,20 @@ def test_samples_without_a_finite_likelihood_are_a_divergence() -> None:
         trainer.gather()
 
 
+@pytest.mark.parametrize(("size", "diverged"), [(9e3, False), (2e4, True), (-2e4, True)])
+def test_a_weight_that_is_finite_and_huge_is_a_divergence(size: float, diverged: bool, tmp_path: Path) -> None:
+    trainer = walk()
+    trainer.run = Run.create(tmp_path / "run", parse(CONFIG))
+    trainer.policy.mean.data[0, 0] = size  # type: ignore[attr-defined]
+    if not diverged:
+        trainer.save()
+        assert trainer.run.checkpoints()
+        return
+    with pytest.raises(RefusedError, match=r"training diverged: the trained weight mean has grown to 2e\+04\. Lower"):
+        trainer.save()
+    assert not trainer.run.checkpoints()
+
+
 class ForgetfulPolicy(WalkPolicy):
     """Replays with other noise than it sampled with."""
 

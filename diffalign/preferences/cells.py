@@ -115,6 +115,18 @@ def items(row: Row, column: str) -> list[Any]:
     return value
 
 
+def require_image(value: object, column: str, folder: Path) -> None:
+    """Raises InputError where ``image`` would, but looks at bytes without decoding their pixels where it can."""
+    data = value.get("bytes") if isinstance(value, Mapping) else value
+    if not isinstance(data, bytes) or not data:
+        image(value, column, folder)
+        return
+    try:
+        images.require_whole(data, column)
+    except InputError as error:
+        raise InputError(f"unreadable image: {error}") from None
+
+
 def image(value: object, column: str, folder: Path) -> Image:
     """The image in a cell: the bytes of a file, ``{bytes, path}``, a data URL, or a path from ``folder`` on."""
     if isinstance(value, Mapping):

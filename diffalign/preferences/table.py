@@ -42,6 +42,7 @@ from diffalign import parquet
 from diffalign.errors import InputError
 from diffalign.images import png_bytes
 from diffalign.preferences import cells, formats
+from diffalign.preferences.rows import Broken
 from diffalign.preferences.splitting import group
 from diffalign.runs import new_file
 from diffalign.types import Modality, Preference, Prompt
@@ -194,6 +195,25 @@ class Table:
 
     def __iter__(self) -> Iterator[Preference]:
         return (self[i] for i in range(len(self)))
+
+    def broken(self) -> Iterator[Broken | None]:
+        """Of each row why it cannot be used, or None. One row is in memory at a time, and few images are decoded."""
+        for number, row in parquet.rows(self.path):
+            try:
+                yield self._defect(number, row)
+            except InputError as error:
+                yield Broken(number, str(error))
+
+    def _defect(self, number: int, row: dict[str, Any] | str) -> Broken | None:
+        if isinstance(row, str):
+            return Broken(number, row)
+        if self.modality == "text":
+            next(formats.native(row, self.path.parent))
+            return None
+        cells.prompt(row)
+        for column in SIDES["image"]:
+            cells.require_image(row.get(column), column, self.path.parent)
+        return None
 
     def prompts(self) -> list[Prompt]:
         """The prompt of each row; reads no image."""

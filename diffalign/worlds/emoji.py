@@ -70,8 +70,10 @@ _VALUES: dict[str, tuple[object, ...]] = {
     "background": BACKGROUNDS,
 }
 _PLACES = {"top left": (16, 16), "top right": (48, 16), "bottom left": (16, 48), "bottom right": (48, 48)}
-_OFFSETS = {"left of": (-1, 0), "right of": (1, 0), "above": (0, -1), "below": (0, 1)}
-_OPPOSITE = {"right of": "left of", "below": "above"}
+OFFSETS = {"left of": (-1, 0), "right of": (1, 0), "above": (0, -1), "below": (0, 1)}
+"""Where the first thing of a relation stands, seen from the second: right is ``(1, 0)``, down ``(0, 1)``."""
+MIRRORED = {"right of": "left of", "below": "above"}
+"""The relations that say the same as another with the two things exchanged."""
 
 
 @dataclass(frozen=True)
@@ -239,8 +241,8 @@ def is_held_out(attributes: Attributes) -> bool:
     """Whether these attributes belong to the held-out fifth; the two captions of one relation always agree."""
     attributes = validate(attributes)
     relation = attributes.get("relation")
-    if relation in _OPPOSITE:
-        swapped = {"object": attributes["other"], "other": attributes["object"], "relation": _OPPOSITE[str(relation)]}
+    if relation in MIRRORED:
+        swapped = {"object": attributes["other"], "other": attributes["object"], "relation": MIRRORED[str(relation)]}
         attributes = {**attributes, **swapped}
     return derive(0, "emoji-split", slug(attributes)) % 5 == 0
 
@@ -293,7 +295,7 @@ def _arrange(attributes: Attributes, rng: np.random.Generator) -> list[tuple[str
     """The drawings of a scene and the pixel that each is centred on."""
     name, middle = str(attributes["object"]), SIZE // 2
     if attributes["kind"] == "relation":
-        dx, dy = _OFFSETS[str(attributes["relation"])]
+        dx, dy = OFFSETS[str(attributes["relation"])]
         # Both slide together across the free axis, so that the relation is not always on the midline.
         slide = int(rng.integers(-8, 9))
         x, y = middle + slide * abs(dy), middle + slide * abs(dx)

@@ -5,11 +5,12 @@ Shape legend: ``N`` scenes, images uint8 ``(N, 3, 64, 64)``, masks bool ``(N, 16
 
 from __future__ import annotations
 
+import hashlib
 from importlib import import_module
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from diffalign.seeds import derive
@@ -35,6 +36,17 @@ def lesion_cells(count: int, start: int = 0) -> Tensor:
     either = torch.from_numpy(masks | masks[:, :, ::-1]).float()[:, None]
     cells = F.max_pool2d(F.max_pool2d(either, 4), 3, stride=1, padding=1)
     return cells[:, 0] > 0
+
+
+def fingerprint(*models: nn.Module) -> str:
+    """Eight hexadecimal digits that stand for the weights, in the half precision of their files: what was made with
+    other weights must not be taken up.
+    """
+    found = hashlib.sha256()
+    for model in models:
+        for name, weight in sorted(model.state_dict().items()):
+            found.update(name.encode() + weight.detach().half().cpu().contiguous().numpy().tobytes())
+    return found.hexdigest()[:8]
 
 
 def _seed(world: str, number: int) -> int:

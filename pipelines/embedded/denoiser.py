@@ -29,7 +29,7 @@ from diffalign.seeds import derive
 from diffalign.worlds import brain_mr, emoji
 from pipelines.embedded import reader
 from pipelines.embedded import tokenizer as tokenizers
-from pipelines.embedded.data import lesion_cells, scenes, to_model
+from pipelines.embedded.data import fingerprint, lesion_cells, scenes, to_model
 
 DECISIVE = 450, 900
 """Timesteps at which a lesion's or a drawing's latents stand out of the noise just enough to be found (their squared
@@ -51,7 +51,7 @@ HALVES = {
     "posterior": (ALL, ALL, SECOND),
 }
 """Latents ``(C, H, W)`` of the half where a thing stands that is left of another, where a left lesion is, and so on."""
-OPPOSITE = {"left of": "right of", "right of": "left of", "above": "below", "below": "above"}
+OPPOSITE = emoji.MIRRORED | {there: back for back, there in emoji.MIRRORED.items()}
 PRACTICE = 880, 980
 """Timesteps of the first part of the training."""
 
@@ -100,7 +100,8 @@ class Trainer:
     def __init__(self, world: str, autoencoder: Path, work: Path, count: int) -> None:
         self.world, self.work = world, work
         self.autoencoder = AutoencoderKL.from_pretrained(autoencoder, dtype=torch.float32).eval()
-        cache = work / f"latents-{world}-{count}.pt"
+        self.drawn_by = fingerprint(self.autoencoder)
+        cache = work / f"latents-{world}-{count}-{self.drawn_by}.pt"
         if cache.exists():
             self.latents, self.captions = torch.load(cache, weights_only=True)
         else:
@@ -185,7 +186,7 @@ class Trainer:
 
     def checkpoint(self) -> None:
         """Writes everything that continues the training, whole or not at all."""
-        path = self.work / f"checkpoint-{self.world}.pt"
+        path = self.work / f"checkpoint-{self.world}-{self.drawn_by}.pt"
         state = {
             "parameters": [p.detach() for p in self.parameters],
             "average": self.average,
@@ -195,11 +196,11 @@ class Trainer:
         torch.save(state, path.with_suffix(".tmp"))
         path.with_suffix(".tmp").replace(path)
 
-    def start(self) -> None:
-        """Continues from the last checkpoint; where there is none, the text encoder learns to read."""
-        path = self.work / f"checkpoint-{self.world}.pt"
+    def start(self, reading: int) -> None:
+        """Continues from the last checkpoint; where there is none, the text encoder learns to read for some steps."""
+        path = self.work / f"checkpoint-{self.world}-{self.drawn_by}.pt"
         if not path.exists():
-            right = reader.teach(self.text_encoder, self.tokens, reader.facts(self.world, self.captions))
+            right = reader.teach(self.text_encoder, self.tokens, reader.facts(self.world, self.captions), reading)
             print(f"the text encoder tells {right:.2%} of the captions' attributes", flush=True)
             return
         state = torch.load(path, weights_only=True)
@@ -270,6 +271,7 @@ if __name__ == "__main__":
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--work", type=Path, default=Path("build"))
     parser.add_argument("--steps", type=int, default=12000, help="100 to 200 a minute on one core")
+    parser.add_argument("--reading", type=int, default=600, help="steps in which the text encoder learns to read")
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--scenes", type=int, default=30000)
     parser.add_argument("--threads", type=int, default=1)
@@ -277,5 +279,5 @@ if __name__ == "__main__":
     torch.set_num_threads(arguments.threads)
     torch.set_flush_denormal(True)
     job = Trainer(arguments.world, arguments.autoencoder, arguments.work, arguments.scenes)
-    job.start()
+    job.start(arguments.reading)
     train(job, arguments.out, arguments.steps, arguments.batch)

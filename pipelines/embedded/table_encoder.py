@@ -25,7 +25,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from diffalign.worlds import brain_mr
-from pipelines.embedded.data import lesion_cells, scenes
+from pipelines.embedded.data import fingerprint, lesion_cells, scenes
 from pipelines.embedded.denoiser import DECISIVE, encode
 from pipelines.table_encoder import FOLDER, MISSING, TableEncoder
 
@@ -66,6 +66,7 @@ class Trainer:
         self.unet = pipeline.unet.requires_grad_(False).eval().to(memory_format=torch.channels_last)
         self.scheduler: DDIMScheduler = pipeline.scheduler
         self.tokenizer, self.text_encoder = pipeline.tokenizer, pipeline.text_encoder.requires_grad_(False).eval()
+        self.path = work / f"checkpoint-table-encoder-{fingerprint(self.unet, self.text_encoder, pipeline.vae)}.pt"
         self.latents, self.rows, self.cells = self._scenes(pipeline.vae.eval(), count)
         torch.manual_seed(0)
         self.encoder = TableEncoder(
@@ -82,7 +83,8 @@ class Trainer:
         They are the denoiser's own training scenes, in the files that it keeps.
         """
         self.work.mkdir(parents=True, exist_ok=True)
-        drawn, lesions = self.work / f"latents-brain-mr-{count}.pt", self.work / f"lesions-{count}.pt"
+        drawn = self.work / f"latents-brain-mr-{count}-{fingerprint(autoencoder)}.pt"
+        lesions = self.work / f"lesions-{count}.pt"
         if not drawn.exists():
             images, captions = scenes("brain-mr", count)
             torch.save((encode(autoencoder, images), captions), drawn)
@@ -159,7 +161,6 @@ class Trainer:
 
     def checkpoint(self) -> None:
         """Writes everything that continues the training, whole or not at all."""
-        path = self.work / "checkpoint-table-encoder.pt"
         state = {
             "encoder": self.encoder.state_dict(),
             "average": self.average.state_dict(),
@@ -167,18 +168,17 @@ class Trainer:
             "generator": torch.get_rng_state(),
             "steps": self.steps,
         }
-        torch.save(state, path.with_suffix(".tmp"))
-        path.with_suffix(".tmp").replace(path)
+        torch.save(state, self.path.with_suffix(".tmp"))
+        self.path.with_suffix(".tmp").replace(self.path)
 
     def start(self, regression: int) -> None:
         """Continues from the last checkpoint; where there is none, begins by regression."""
-        path = self.work / "checkpoint-table-encoder.pt"
-        if not path.exists():
+        if not self.path.exists():
             left = self.regress(regression)
             print(f"regression leaves {left:.2%} of the variance of the text encoder's states", flush=True)
             self.checkpoint()
             return
-        state = torch.load(path, weights_only=True)
+        state = torch.load(self.path, weights_only=True)
         self.encoder.load_state_dict(state["encoder"])
         self.average.load_state_dict(state["average"])
         self.optimiser.load_state_dict(state["optimiser"])

@@ -1,0 +1,67 @@
+"""Fields that the chosen method has no use for: a configuration that sets one is refused, never quietly half followed.
+
+A field is set where it differs from its default: the written configuration of a run names every field.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from diffalign.methods import FORWARD_PROCESS, POLICY_GRADIENT, RECORDED
+
+if TYPE_CHECKING:
+    from diffalign.config import RunConfig
+
+Rule = tuple[tuple[str, ...], Callable[["RunConfig"], bool], str]
+
+
+def _credited(config: RunConfig) -> bool:
+    return config.objective.name in (*POLICY_GRADIENT, *FORWARD_PROCESS, "reward-weighted")
+
+
+def _collecting(config: RunConfig) -> bool:
+    return config.experience.rater is not None and config.experience.source in RECORDED
+
+
+RULES: tuple[Rule, ...] = (
+    (("experience.collect",), _collecting, "it counts what simulated raters (experience.rater) judge before training"),
+    (("experience.keep",), lambda c: c.experience.source == "best-of-n", "it is for experience.source best-of-n"),
+    (
+        ("trainer.samples_per_prompt",),
+        lambda c: c.experience.source not in RECORDED,
+        "the samples of experience.source {source} were made before the run",
+    ),
+    (
+        ("trainer.timestep_fraction",),
+        lambda c: c.objective.name in POLICY_GRADIENT,
+        f"it is for {' and '.join(POLICY_GRADIENT)}, which learn from single steps",
+    ),
+    (
+        ("credit.rule", "credit.clip", "credit.buffer_size", "credit.min_count"),
+        _credited,
+        "objective {objective} gives no credit for scores",
+    ),
+    (("credit.clip",), lambda c: c.credit.rule != "gae", "credit.rule gae clips no advantages"),
+    (
+        ("credit.buffer_size", "credit.min_count"),
+        lambda c: c.credit.rule == "per-prompt",
+        "credit.rule {rule} remembers no scores",
+    ),
+)
+"""Fields, when they are used, and why they are not otherwise."""
+
+
+def fault(config: RunConfig) -> str:
+    """The first field that is set and not used, with the reason; empty if there is none."""
+    for fields, used, why in RULES:
+        for field in fields:
+            section, name = field.split(".")
+            there = getattr(config, section)
+            value, default = getattr(there, name), type(there).model_fields[name].get_default()
+            if value != default and not used(config):
+                words = why.format(
+                    source=config.experience.source, objective=config.objective.name, rule=config.credit.rule
+                )
+                return f"{field} is {value}, but {words}: leave it out, or at {default}"
+    return ""
