@@ -41,6 +41,30 @@ def configuration(recipe: str, overrides: Sequence[str] = ()) -> RunConfig:
     return parse(data, origin)
 
 
+STANDARD: Mapping[str, tuple[str, Sequence[str]]] = {
+    "embedded:brain-mr": ("brain-mr-ddpo", ()),
+    "embedded:emoji": (
+        "emoji-ddpo",
+        (
+            "sampler.steps=10",
+            "sampler.guidance_scale=3",
+            "rewards=[emoji-checker?graded=true]",
+            "evaluation.rewards=[emoji-checker, clip]",
+        ),
+    ),
+}
+"""Recipes whose prompts, rewards and sampler stand for a model, with what they have otherwise: `emoji-ddpo` samples in
+two steps, which are too few for a model that was not trained on them."""
+
+
+def standard(model: str, overrides: Sequence[str] = ()) -> RunConfig | None:
+    """How a model is sampled and judged where no run says it; None for one that is not embedded, or makes texts."""
+    if model not in STANDARD:
+        return None
+    recipe, others = STANDARD[model]
+    return configuration(recipe, (*others, *overrides))
+
+
 def resolved(config: RunConfig, folder: Path) -> RunConfig:
     """The configuration with what the run in this folder makes itself: the model that it begins with after a warm-up,
     and the reward model in place of ``fitted``.

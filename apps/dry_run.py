@@ -132,7 +132,9 @@ def learning_calls(config: RunConfig, *, embedded: bool = False) -> float:
     objective, settings = config.objective, config.trainer
     if objective.name in POLICY_GRADIENT:
         branches = passes(config, embedded=embedded) * (2 if objective.kl_coefficient else 1)
-        return settings.samples_per_epoch * config.sampler.steps * settings.timestep_fraction * branches
+        window = config.sampler.window
+        noisy = config.sampler.steps if window is None else min(window.steps, config.sampler.steps)
+        return settings.samples_per_epoch * noisy * settings.timestep_fraction * branches
     if objective.name in BACKPROP:
         branches = passes(config, embedded=embedded)
         each = 1 + settings.gradient_checkpointing + bool(objective.kl_coefficient)

@@ -11,12 +11,11 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from apps import build, samples
-from apps.catalogue import recipes
 from apps.outcome import show
 from apps.progress import Status
 from diffalign import prompts as prompt_sources
 from diffalign import shares
-from diffalign.config import AdapterConfig, RunConfig, parse
+from diffalign.config import AdapterConfig, RunConfig
 from diffalign.errors import ConfigError, NotFoundError
 from diffalign.evaluation import evaluate
 from diffalign.runs import Run, require_empty, unused_folder, write_text
@@ -80,14 +79,13 @@ def configuration(model: str, against: str | None, overrides: Sequence[str]) -> 
     for name in (model, against):
         if name and is_run(name):
             return build.resolved(build.configuration(name, overrides), Path(name).expanduser())
-    defaults = recipes().get(f"{model.removeprefix('embedded:')}-ddpo")
-    if defaults is None:
+    config = build.standard(model, overrides)
+    if config is None:
         raise ConfigError(
             f"{model} is not a run, so there is no configuration with prompts and rewards to evaluate it by; evaluate a"
             " run directory, or an embedded model"
         )
-    config = build.configuration(defaults.stem, overrides)
-    return parse(config.model_dump() | {"model": model})
+    return config
 
 
 def sampler(name: str, config: RunConfig) -> DiffusionPolicy | LanguagePolicy:

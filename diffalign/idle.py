@@ -54,6 +54,12 @@ RULES: tuple[Rule, ...] = (
 
 def fault(config: RunConfig) -> str:
     """The first field that is set and not used, with the reason; empty if there is none."""
+    window = config.sampler.window
+    if window is not None and window.every is not None and config.experience.source in RECORDED:
+        return (
+            f"sampler.window.every is {window.every}, but the samples of experience.source {config.experience.source}"
+            " were made before the run, so no window moves: leave it out"
+        )
     for fields, used, why in RULES:
         for field in fields:
             section, name = field.split(".")

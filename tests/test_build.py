@@ -6,7 +6,7 @@ from collections import Counter
 
 import pytest
 
-from apps import build
+from apps import build, evaluate
 from diffalign.config import is_fitted
 from diffalign.errors import ConfigError
 from diffalign.types import Reward
@@ -41,3 +41,12 @@ def test_a_reward_without_a_gradient_is_refused_by_its_name(loaded: Counter[str]
         build.check(config)
     weighless = "rewards=[clip, {reward: compressibility, weight: 0}]"
     build.check(build.configuration("emoji-draft", [weighless, "evaluation.rewards=[emoji-checker]"]))
+
+
+def test_a_model_alone_is_sampled_as_it_was_made_for_and_not_as_a_recipe_trains_it() -> None:
+    """`emoji-ddpo` trains two steps without guidance; the model itself draws in ten, with guidance."""
+    config = build.standard("embedded:emoji")
+    assert config is not None
+    assert (config.sampler.steps, config.sampler.guidance_scale, config.model) == (10, 3.0, "embedded:emoji")
+    assert evaluate.configuration("embedded:emoji", None, ["evaluation.seeds_per_prompt=1"]).sampler == config.sampler
+    assert build.standard("somebody/model") is None

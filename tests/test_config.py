@@ -84,6 +84,7 @@ PAIRS = [*DPO, "experience.source=pairs", "experience.path=x.parquet"]
         ([*PAIRS, "credit.rule=group"], "credit.rule is group, but objective dpo gives no credit for scores: leave it"),
         ([*PAIRS, "trainer.samples_per_prompt=2"], "the samples of experience.source pairs were made before the run"),
         ([*PAIRS, "trainer.timestep_fraction=0.5"], "which learn from single steps: leave it out, or at 1.0"),
+        ([*PAIRS, "sampler.window={steps: 2, every: 3}"], "sampler.window.every is 3, but the samples of"),
         (["credit.rule=batch", "credit.min_count=8"], "credit.rule batch remembers no scores: leave it out, or at 16"),
         (
             ["objective.name=draft", "credit.clip=2"],

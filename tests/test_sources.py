@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from PIL import Image
 import rewards
 from apps import build, dry_run
 from diffalign import preferences
+from diffalign.errors import InputError
 from diffalign.runs import Run
 from diffalign.types import Preference, Prompt, Sample
 from tests.test_cli import desk, diffalign
@@ -307,6 +309,22 @@ def test_a_broken_image_in_a_native_file_is_refused_before_any_work(
     assert diffalign("preferences", "convert", "own.parquet", "clean.parquet").exit_code == 0
     clean = diffalign("align", "learn.yaml", "--set", "trainer.epochs=1", "--set", "experience.path=clean.parquet")
     assert clean.exit_code == 0, clean.output
+
+
+@pytest.mark.parametrize(
+    ("column", "value"), [("provenance", "{broken"), ("strength", -5.0), ("strength", math.nan), ("label", 2.0)]
+)
+def test_a_row_whose_cells_are_wrong_is_found_with_its_images_whole(desk: Path, column: str, value: object) -> None:
+    preferences.write(desk / "whole.parquet", pairs())
+    rows = pq.read_table(desk / "whole.parquet").to_pylist()
+    rows[1][column] = value
+    pq.write_table(pa.Table.from_pylist(rows, preferences.table.schema("image")), desk / "own.parquet")
+    table = preferences.Table(desk / "own.parquet")
+    with pytest.raises(InputError) as caught:
+        table[1]
+    found = [one for one in table.broken() if one]
+    assert len(found) == 1 and found[0].row == 1
+    assert found[0].reason in str(caught.value)
 
 
 TEXT_PAIR = {"prompt": "a", "text_0": "one", "text_1": "two", "label": 1}

@@ -346,6 +346,7 @@ def test_what_is_wrong_in_a_table(tmp_path: Path, content: str, overrides: list[
         ("image.template={world: findings}", r"image.template: task is missing: findings or explain"),
         ("image.template=[{when: {lesion: none}, text: x}]", r"none is for row 0 .*; add one without when"),
         ("image.modle=x", r"image.modle: unknown field; did you mean image.model\?"),
+        ("image.sampler={window: {steps: 2, every: 3}}", r"image.sampler: window.every moves the window in training"),
         ("image=null", r"there is neither image nor text"),
         ("cases=0", r"cases: input should be greater than or equal to 1 \(given: 0\)"),
         ("cases=null", r"cases is missing: how many rows"),

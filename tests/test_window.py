@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from apps.dry_run import learning_calls
 from diffalign.config import AdapterConfig, CreditConfig, ObjectiveConfig, SamplerConfig, TrainerConfig, parse
 from diffalign.errors import ConfigError
 from diffalign.experience import Rollouts
@@ -117,3 +118,18 @@ def test_a_resumed_run_goes_on_with_the_window_of_its_epoch(make: Make, tmp_path
     assert resumed.resume() and resumed.epoch == 2
     resumed.train()
     assert all(torch.equal(parameter, resumed.parameters[name]) for name, parameter in straight.parameters.items())
+
+
+def test_the_calls_of_an_update_are_those_of_the_dry_run(build: Build) -> None:  # noqa: F811
+    """8 images by the 2 steps of the window, of 5, by the 2 branches of guidance."""
+    sampler = SamplerConfig(steps=5, size=16, guidance_scale=2.0, window=WindowConfig(steps=2))
+    config = parse(CONFIG | {"sampler": sampler.model_dump(), "trainer": {"samples_per_epoch": 8, "batch_size": 8}})
+    policy = build("sd", sampler, adapter=AdapterConfig())
+    made = Trainer(
+        policy, Rollouts(Bright(), PROMPTS), settings=config.trainer, objective=config.objective, credit=config.credit
+    )
+    made.train(1)  # the checks of the first update ask as well
+    scored = made.gather().experience
+    before = policy.denoiser_calls
+    made.update(made.lesson(scored))
+    assert policy.denoiser_calls - before == learning_calls(config) == 8 * 2 * 2

@@ -75,7 +75,8 @@ def pairs(status: Status) -> Iterator[StudyPair]:
 
 def pictures(world: str) -> Iterator[StudyPair]:
     """The same prompts and seeds with few and with many steps."""
-    config = build.configuration(f"{world}-ddpo")
+    config = build.standard(f"embedded:{world}")
+    assert config is not None, world
     asked = prompt_sources.load(config.prompts, config.seed)[1][:PAIRS]
     seeds = [derive(0, "label-demo", prompt.key) for prompt in asked]
     samples = []

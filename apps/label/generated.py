@@ -72,21 +72,16 @@ def plan(
 
 
 def _configuration(names: Sequence[str], overrides: Sequence[str], wanted: str | None) -> RunConfig:
-    """The configuration of the first run, else of a recipe of the first model, else a plain one."""
+    """The configuration of the first run, else what stands for the first model, else a plain one."""
     run = next((name for name in names if evaluate.is_run(name)), None)
     if run is not None:
         return build.configuration(run, overrides)
-    recipe = _recipe(names[0])
+    if (config := build.standard(names[0], overrides)) is not None:
+        return config
+    recipe = next((name for name in recipes() if build.configuration(name).model == names[0]), None)
     if recipe is None and (wanted is None or wanted.isdigit()):
         raise ConfigError(f"{names[0]} has no prompts of its own; name a file of them: --prompts FILE")
     return build.configuration(recipe or PLAIN, overrides)
-
-
-def _recipe(model: str) -> str | None:
-    """The recipe whose prompts and sampler stand for a model: its DDPO one, or else the first that aligns it."""
-    first = f"{model.removeprefix('embedded:')}-ddpo"
-    names = [name for name in recipes() if build.configuration(name).model == model]
-    return first if first in names else next(iter(names), None)
 
 
 def _label(name: str) -> str:

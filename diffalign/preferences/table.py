@@ -210,9 +210,11 @@ class Table:
         if self.modality == "text":
             next(formats.native(row, self.path.parent))
             return None
-        cells.prompt(row)
         for column in SIDES["image"]:
             cells.require_image(row.get(column), column, self.path.parent)
+        # The rest of the row, which needs no image: with words in their place.
+        words = {f"{column}_text": column for column in SIDES["image"]}
+        next(formats.native({name: row[name] for name in row if name not in SIDES["image"]} | words, self.path.parent))
         return None
 
     def prompts(self) -> list[Prompt]:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BeforeValidator, Field, ValidationError, model_validator
+from pydantic import BeforeValidator, Field, ValidationError, field_validator, model_validator
 
 from diffalign.errors import ConfigError
 from diffalign.fields import fields_of, standing_at
@@ -98,6 +98,13 @@ class ImageConfig(Section):
     sampler: SamplerConfig = SamplerConfig()
     condition: Literal["template", "table"] = "template"
     """What the model is told of a row: the text of the template, or the cells themselves, by its table encoder."""
+
+    @field_validator("sampler")
+    @classmethod
+    def _stays(cls, sampler: SamplerConfig) -> SamplerConfig:
+        if sampler.window is not None and sampler.window.every is not None:
+            raise ValueError("window.every moves the window in training, and nothing is trained here: leave it out")
+        return sampler
 
 
 class TextConfig(Section):
