@@ -2,8 +2,8 @@
 
 A training index of 30,000 scenes takes minutes to be drawn and encoded, and is the same for every dataset of its model.
 It is kept in pieces, so that an evaluation that was interrupted goes on with what it had. A piece is named by the hash
-of everything it follows from: the scenes, the encoder, the code and assets that draw them, the versions of the
-packages. One that is damaged counts as missing.
+of everything it follows from: the scenes, the encoder and its device, the code and assets that draw them, the versions
+of the packages. One that is damaged counts as missing.
 
 Images of folders are never kept: they may be those of people, and their small copies would stay behind on the machine.
 """
@@ -37,7 +37,7 @@ from diffalign.synthesis.estimates import Floats
 FOLDER = "looks"
 DIGEST = 32
 """Bytes of a SHA-256."""
-_PACKAGES = ("torch", "torchvision", "open_clip_torch", "numpy", "scipy", "pillow")
+_PACKAGES = ("torch", "torchvision", "open_clip_torch", "timm", "numpy", "scipy", "pillow")
 _CODE: Mapping[str, tuple[str, ...]] = {
     "diffalign": ("worlds/*.py", "worlds/assets/**/*", "seeds.py", "images.py", "synthesis/gates.py"),
     "rewards": ("clip.py", "imagenet_trunk.py"),
@@ -61,9 +61,12 @@ class Piece:
 class Shelf:
     """The pieces of one set of scenes, as one encoder sees them."""
 
-    def __init__(self, scenes: str, encoder: str, say: Callable[[str], None]) -> None:
-        """``scenes`` names the set, ``encoder`` is the encoder's hash; ``say`` is told what cannot be kept, and why."""
-        self.facts, self.say, self.open = [scenes, encoder], say, encoder != hashes.NOT_HASHED
+    def __init__(self, scenes: str, encoder: str, device: str, say: Callable[[str], None]) -> None:
+        """``scenes`` names the set, ``encoder`` is the encoder's hash, ``device`` what it computes on.
+
+        ``say`` is told what cannot be kept, and why.
+        """
+        self.facts, self.say, self.open = [scenes, encoder, device], say, encoder != hashes.NOT_HASHED
         self.taken = 0
         """Scenes that were there already."""
 

@@ -209,7 +209,9 @@ def source(name: str, *, training: bool = False) -> Pictures:
     if name.startswith("world:"):
         world, mark, argument = name.removeprefix("world:").partition("?")
         count = argument.removeprefix("cases=") if mark else str(TRAINED_ON if training else REAL_CASES)
-        if world not in WORLDS or not count.isdecimal() or not int(count):
+        if mark and (not argument.startswith("cases=") or not count.isdecimal() or not int(count)):
+            raise ConfigError(f"{name!r}: behind the ? of a world stands cases=N, a number above 0")
+        if world not in WORLDS:
             raise ConfigError(f"{name!r} is no world; write {' or '.join('world:' + w for w in WORLDS)}, with ?cases=N")
         return World(world, int(count), training=training)
     folder = Path(name).expanduser()
@@ -227,6 +229,8 @@ class Encoder:
     clip: bool
     """Whether it is the image tower of a CLIP."""
     encode: Callable[[Sequence[Image.Image]], Floats]
+    device: str
+    """What it computes on: the last digits of a feature depend on it."""
 
     def to_json(self) -> dict[str, Any]:
         """Its name and hash, which stand beside every number."""
@@ -244,7 +248,8 @@ def encoder(name: str) -> Encoder:
         path = assets.file("imagenet-trunk", "mobilenet_v2.pth")
         trunk = imagenet_trunk.load()
         sha256 = hashes.of_files([path], path.parent)
-        return Encoder(name, sha256, False, lambda some: _array(imagenet_trunk.features(some, trunk)))
+        device = str(next(trunk.parameters()).device)
+        return Encoder(name, sha256, False, lambda some: _array(imagenet_trunk.features(some, trunk)), device)
     from rewards.clip import EMBEDDED, ClipReward
 
     clip = ClipReward(model=name)
@@ -255,7 +260,7 @@ def encoder(name: str) -> Encoder:
         found = clip.encode_images(some)
         return _array(found * found.shape[1] ** 0.5)
 
-    return Encoder(str(without_places(name)), sha256, True, encode)
+    return Encoder(str(without_places(name)), sha256, True, encode, str(clip.device))
 
 
 def _array(found: torch.Tensor) -> Floats:
@@ -321,7 +326,7 @@ def look(pictures: Pictures, encode: Encoder, status: Status, what: str, *, most
     stage, done = f"{what} ({pictures.name})", 0
     shelf = None
     if isinstance(pictures, World):
-        shelf = Shelf(f"{pictures.purpose} of {pictures.world}", encode.sha256, status.say)
+        shelf = Shelf(f"{pictures.purpose} of {pictures.world}", encode.sha256, encode.device, status.say)
     for some in _parts(index, PIECE):
         piece = shelf.take(some) if shelf else None
         if piece is None:

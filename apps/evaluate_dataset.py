@@ -135,7 +135,7 @@ def run(
         "against": {"name": real.name, "n": len(known)},
         **found.to_json(encode),
         "privacy": {"verdict": safe["verdict"], "why": safe["why"]},
-        "notes": fidelity.notes(len(own), len(known)),
+        "notes": [*fidelity.notes(len(own), len(known)), *_left_out(made, known, found)],
     }
     if base is not None and other is not None:
         facts["baseline"] = {
@@ -150,6 +150,18 @@ def run(
         sums.add(place, NAME, release.NAME, dataset_report.NAME)
     show(facts, found, other, safe)
     click.echo(f"written to {place}: {NAME}, {release.NAME}, {dataset_report.NAME}")
+
+
+def _left_out(made: Made, real: Looks, found: Found) -> list[str]:
+    """The categories of both tables that no classifier was trained for."""
+    there = {name for row in real.rows for name, value in row.items() if value is not None}
+    names = [
+        name
+        for name, kind in made.kinds.items()
+        if kind in ("category", "boolean") and name in there and name not in found.use
+    ]
+    few = f"fewer than two values with {utility.FEWEST_OF_CLASS} synthetic cases each, more than {utility.MOST_CLASSES}"
+    return [f"No classifier for {', '.join(names)}: {few} values, or too few real images."] if names else []
 
 
 def _dumps(facts: Mapping[str, Any]) -> str:

@@ -10,7 +10,8 @@ from typing import Any
 
 from apps import warm_up_stage
 from diffalign import config
-from diffalign.errors import ConfigError, NotFoundError
+from diffalign.config import RunConfig
+from diffalign.errors import ConfigError, NotFoundError, UserError
 from diffalign.synthesis.naming import without_places
 
 CONFIG, EVALUATION = "config.yaml", "evaluation.json"
@@ -23,7 +24,7 @@ class Origin:
     model: str
     adapter: Path | None
     run: Path | None = None
-    """The folder of the run that made it, where one did."""
+    """The folder of the run that made the model as it is used here, where one did: what it measured holds of it."""
 
     @classmethod
     def of(cls, name: str, adapter: str | None) -> Origin:
@@ -31,16 +32,35 @@ class Origin:
         own = Path(adapter).expanduser() if adapter else None
         folder = Path(name).expanduser()
         if not is_run(folder):
-            return cls(name, own, own.parent if own is not None and is_run(own.parent) else None)
+            return cls(name, own, _run_of(own, name) if own is not None else None)
         if (folder / "model").is_dir():
-            return cls(str(folder / "model"), own, folder)
+            return cls(str(folder / "model"), own, folder if own is None else None)
         if not (folder / "adapter").is_dir():
             raise NotFoundError(f"run {name} has no adapter/ or model/: it did not finish; continue it with --resume")
         if adapter:
             raise ConfigError(f"{name} is a run with an adapter of its own, and adapter names another: {adapter}")
-        begun = config.load(folder / CONFIG)
-        model = begun.model if begun.warm_up is None else str(warm_up_stage.model(folder))
-        return cls(model, folder / "adapter", folder)
+        return cls(_base(folder, config.load(folder / CONFIG)), folder / "adapter", folder)
+
+
+def _base(run: Path, begun: RunConfig) -> str:
+    """The model that the adapter of a run lies on."""
+    return begun.model if begun.warm_up is None else str(warm_up_stage.model(run))
+
+
+def _run_of(adapter: Path, model: str) -> Path | None:
+    """The run that made a bare adapter, if it was made on this model.
+
+    Other tools write a ``config.yaml`` beside their adapters too, and an adapter may be put on another model than its
+    own: neither says what this model was aligned to.
+    """
+    run = adapter.parent
+    if not is_run(run):
+        return None
+    try:
+        base = _base(run, config.load(run / CONFIG))
+    except UserError:
+        return None
+    return run if base == model or Path(base).expanduser().resolve() == Path(model).expanduser().resolve() else None
 
 
 def is_run(folder: Path) -> bool:
@@ -51,8 +71,9 @@ def is_run(folder: Path) -> bool:
 def aligned(run: Path) -> dict[str, Any]:
     """What the model of a run was aligned to, and what came of it on held-out prompts, as the run itself has it.
 
-    ``rewards`` are weights by reward; ``held_out`` (by reward: ``before``, ``after``, ``difference``, ``trained_on``)
-    and ``win_rate`` are left out where the run was not evaluated. It names no place.
+    ``rewards`` are each a ``reward`` and its ``weight``, since two servers have one name here. ``held_out`` (by reward:
+    ``before``, ``after``, ``difference``, ``trained_on``) and ``win_rate`` are left out where the run was not
+    evaluated. It names no place.
     """
     begun = config.load(run / CONFIG)
     found: dict[str, Any] = {
@@ -60,7 +81,7 @@ def aligned(run: Path) -> dict[str, Any]:
         "base": without_places(begun.model),
         "objective": begun.objective.name,
         "experience": begun.experience.source,
-        "rewards": {without_places(entry.reward): entry.weight for entry in begun.rewards},
+        "rewards": [{"reward": without_places(entry.reward), "weight": entry.weight} for entry in begun.rewards],
         "seed": begun.seed,
         "epochs": begun.trainer.epochs,
     }

@@ -4,17 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from urllib.parse import unquote
 
 import click
 
+from apps.generate_origin import Origin
+from diffalign import assets
 from diffalign.synthesis.journal import PARTS
 from diffalign.synthesis.rows import Survey
 from diffalign.synthesis.spec import Spec
 from diffalign.synthesis.store import Generated
-from pipelines.naming import locate
+from pipelines.naming import FETCHED, locate
+from rewards.arguments import split
 
 FEW = 20
 """Cases by which a specification can be tried."""
+HUB = "hf-hub:"
 PARTS_OF_A_CASE = {"image": "an image", "text": "a text"}
 
 
@@ -68,11 +73,30 @@ def _remote(spec: Spec) -> Iterator[str]:
     """What a name stands for that is not on this machine, or may not be."""
     for part in PARTS:
         section = getattr(spec, part)
-        if section is not None and isinstance(locate(section.model), str):
-            yield f"{section.model}, a hub id"
+        if section is None:
+            continue
+        model = Origin.of(section.model, section.adapter).model
+        if isinstance(locate(model), str):
+            yield f"{model}, a hub id"
     for reward in spec.rewards:
-        if "://" in reward:
+        if "://" in unquote(reward):
             yield f"the server of {reward}"
+        if not reward.startswith(("http://", "https://")):
+            yield from _absent(reward)
+    if spec.rewards:
+        yield "what rewards load by themselves"
+
+
+def _absent(reward: str) -> Iterator[str]:
+    """What the arguments of a reward name at the hub, or among fetched assets, and is not on this machine."""
+    for value in split(reward)[1].values():
+        if value.startswith(HUB):
+            from apps.hashes import NOT_HASHED, snapshot  # it imports torch
+
+            if snapshot("/".join(value.removeprefix(HUB).split("/")[:2])) == NOT_HASHED:
+                yield f"{value} of {reward}, which is not on this machine"
+        elif value.startswith(FETCHED) and not assets.find(value.removeprefix(FETCHED)).present:
+            yield f"{value} of {reward}, which is not on this machine"
 
 
 def _work(spec: Spec, count: int) -> Iterator[tuple[str, str]]:

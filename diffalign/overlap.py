@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import atexit
 from collections.abc import Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
+from queue import SimpleQueue
+from threading import Thread
 from types import TracebackType
 
 from diffalign.types import Reward, Sample, Scores
+
+GRACE = 2.0
+"""Seconds that a process which ends leaves to a reward: torch aborts one that ends while another thread computes."""
 
 
 def waits(reward: Reward) -> bool:
@@ -22,8 +28,11 @@ class Overlap:
 
     def __init__(self, reward: Reward) -> None:
         self.reward = reward
-        self._thread = ThreadPoolExecutor(1, "reward")
+        self._waiting = SimpleQueue[tuple[Future[Scores], Sequence[Sample]] | None]()
         self._asked: dict[int, Future[Scores]] = {}
+        # No ThreadPoolExecutor: Python does not exit before the threads of one are done, however long a request takes.
+        self._thread = Thread(target=self._answer, name="reward", daemon=True)
+        self._thread.start()
 
     def __enter__(self) -> Overlap:
         return self
@@ -31,16 +40,35 @@ class Overlap:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """What was not asked yet is not asked any more, and a request that is under way is not waited for."""
-        self._thread.shutdown(wait=False, cancel_futures=True)
+        """What was not asked yet is not asked any more, and a request that is under way is not waited for.
+
+        Where the process ends meanwhile it gets GRACE, and no more.
+        """
+        for answer in self._asked.values():
+            answer.cancel()
+        self._waiting.put(None)
+        if not all(answer.done() for answer in self._asked.values()):
+            atexit.register(self._thread.join, GRACE)
 
     def ask(self, number: int, samples: Sequence[Sample]) -> None:
         """Has the batch of that number judged. Raises what the reward failed with meanwhile, if it did."""
         for earlier in self._asked.values():
             if earlier.done():
                 earlier.result()
-        self._asked[number] = self._thread.submit(self.reward, samples)
+        self._asked[number] = answer = Future[Scores]()
+        self._waiting.put((answer, samples))
 
     def scores(self) -> dict[int, Scores]:
         """The answers by number; waits for those that are not there yet. Raises what the reward failed with."""
         return {number: answer.result() for number, answer in self._asked.items()}
+
+    def _answer(self) -> None:
+        while (asked := self._waiting.get()) is not None:
+            answer, samples = asked
+            if answer.set_running_or_notify_cancel():
+                try:
+                    scores = self.reward(samples)
+                except BaseException as error:  # whatever it is, who asks for the answer is told
+                    answer.set_exception(error)
+                else:
+                    answer.set_result(scores)

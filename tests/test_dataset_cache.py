@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ import pytest
 from PIL import Image
 
 from apps import dataset_features
-from apps.dataset_features import Encoder, Looks, World, look, source
+from apps.dataset_features import Encoder, Looks, World, encoder, look, source
 from apps.evaluate_dataset import Stages
 from apps.hashes import NOT_HASHED
 from apps.progress import Status
@@ -36,7 +37,7 @@ def features(some: Sequence[Image.Image]) -> np.ndarray:
     return np.concatenate([pixels.mean((1, 2)), pixels.std((1, 2))], axis=1).astype(np.float64)
 
 
-ENCODER = Encoder("stub", "sha256:1", False, features)
+ENCODER = Encoder("stub", "sha256:1", False, features, "cpu")
 
 
 def seen(encode: Encoder = ENCODER, cases: int = CASES) -> tuple[Looks, list[int]]:
@@ -93,8 +94,22 @@ def test_one_that_was_interrupted_goes_on(place: Path) -> None:
 def test_another_encoder_code_or_set_finds_nothing_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     seen()
     assert seen(replace(ENCODER, sha256="sha256:2"))[1] == [*range(CASES)]
+    assert seen(replace(ENCODER, device="cuda:0"))[1] == [*range(CASES)]
     monkeypatch.setattr("apps.dataset_cache._code", lambda: "changed")
     assert seen()[1] == [*range(CASES)]
+
+
+@pytest.mark.parametrize("package", ["timm", "open_clip_torch", "torch"])
+def test_another_version_of_a_package_finds_nothing_kept(package: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """timm has image towers of open_clip in it."""
+    seen()
+    assert seen()[1] == []
+    monkeypatch.setattr("apps.dataset_cache.version", lambda name: "0.0" if name == package else version(name))
+    assert seen()[1] == [*range(CASES)]
+
+
+def test_the_device_is_the_one_that_the_encoder_computes_on() -> None:
+    assert encoder("embedded:clip").device == "cpu"
 
 
 def test_an_encoder_without_a_hash_keeps_nothing(place: Path) -> None:

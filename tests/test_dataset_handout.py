@@ -156,13 +156,90 @@ def test_the_table_beside_the_files_is_checked(form: str, tmp_path: Path) -> Non
     sums.write(folder)
     found = faults(folder)
     assert any("metadata.parquet: the row of case 2 is not the one" in fault for fault in found)
-    assert any("metadata.parquet: case 3 has no file" in fault for fault in found)
+    assert any("metadata.parquet: case 3 is in " in fault and "journal.sqlite" in fault for fault in found)
+
+
+def forms_with_a_table(folder: Path, form: str) -> Path:
+    """An export of six cases, 0 to 3 for training, and 4 and 5 for testing."""
+    made = generated(folder / "made", 6, split=lambda number: "test" if number >= 4 else "train")
+    exported = exports.export(made, form, folder / "out", allow_unsafe=True)
+    assert faults(exported) == []
+    return exported
+
+
+@pytest.mark.parametrize(("form", "other"), [("dicom", 1), ("dicom", 4), ("webdataset", 4)])
+def test_the_table_names_the_file_of_the_case_itself(form: str, other: int, tmp_path: Path) -> None:
+    """The files of two cases are exchanged in the table: each is there, and each is another's."""
+    folder = forms_with_a_table(tmp_path, form)
+    path = folder / "data" / "metadata.parquet"
+    table = pq.read_table(path)
+    rows = {row["index"]: row for row in table.to_pylist()}
+    one, two = rows[0]["file_name"], rows[other]["file_name"]
+    rows[0]["file_name"], rows[other]["file_name"] = two, one
+    pq.write_table(type(table).from_pylist(list(rows.values()), table.schema), path)
+    sums.write(folder)
+    assert sorted(faults(folder)) == [
+        f"metadata.parquet: case 0 is in {one}, not in {two!r}",
+        f"metadata.parquet: case {other} is in {two}, not in {one!r}",
+    ]
+
+
+def test_a_dicom_file_lies_where_its_case_belongs(tmp_path: Path) -> None:
+    """A case for training is put among those for testing, and the table is told."""
+    folder = forms_with_a_table(tmp_path, "dicom")
+    (folder / "data" / "train/00000/00000000.dcm").rename(folder / "data" / "test/00000/00000000.dcm")
+    path = folder / "data" / "metadata.parquet"
+    table = pq.read_table(path)
+    rows = table.to_pylist()
+    rows[0]["file_name"] = "test/00000/00000000.dcm"
+    pq.write_table(type(table).from_pylist(rows, table.schema), path)
+    sums.write(folder)
+    name = "test/00000/00000000.dcm"
+    assert f"case 0 names {name!r} as its image, which is not where an export has it" in faults(folder)
+
+
+@pytest.mark.parametrize(("old", "new"), [("test-00000", "train-00000"), ("00000004", "00000009")])
+def test_a_case_in_a_tar_has_the_shard_of_its_split_and_its_own_number(old: str, new: str, tmp_path: Path) -> None:
+    folder = forms_with_a_table(tmp_path, "webdataset")
+    shard = folder / "data" / "test-00000-of-00001.tar"
+    other = folder / "data" / shard.name.replace(old, new).replace("of-00001", "of-00002")
+    with tarfile.open(shard) as tar, tarfile.open(folder / "copy.tar", "w") as copy:
+        for member in tar:
+            file = tar.extractfile(member)
+            member.name = member.name.replace(old, new)
+            copy.addfile(member, file)
+    shard.unlink()
+    (folder / "copy.tar").rename(other)
+    sums.write(folder)
+    key = "00000004".replace(old, new)
+    assert f"case 4 is '{key}' in {other.name}, which is not where an export has it" in faults(folder)
+
+
+@pytest.mark.parametrize("form", ["webdataset", "dicom"])
+def test_an_export_from_before_there_was_the_table_passes_without(form: str, tmp_path: Path) -> None:
+    """Its manifest does not promise one; where it is promised, its absence is a fault with a sentence of its own."""
+    folder = forms_with_a_table(tmp_path, form)
+    (folder / "data" / "metadata.parquet").unlink()
+    sums.write(folder)
+    assert "manifest.json promises data/metadata.parquet, which is missing" in faults(folder)
+    about = json.loads((folder / "manifest.json").read_text())
+    assert about["layout"].pop("table") is True
+    (folder / "manifest.json").write_text(json.dumps(about, indent=2) + "\n")
+    sums.write(folder)
+    assert faults(folder) == []
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_only_a_table_that_is_written_is_promised(form: str, tmp_path: Path) -> None:
+    folder = forms_with_a_table(tmp_path, form)
+    assert exports.Exported.read(folder).layout.table == (folder / "data" / "metadata.parquet").is_file()
 
 
 # -- what a model was aligned to ---------------------------------------------------------------------------------------
 
 ALIGNED = {
-    "base": "embedded:brain-mr", "recipe": "mine", "objective": "ppo-clip", "rewards": {"brain-mr-checker": 1.0},
+    "base": "embedded:brain-mr", "recipe": "mine", "objective": "ppo-clip",
+    "rewards": [{"reward": "brain-mr-checker", "weight": 1.0}],
     "experience": "rollouts", "examples": "pairs.parquet", "seed": 7, "epochs": 12,
     "held_out": {
         "brain-mr-checker": {

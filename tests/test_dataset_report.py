@@ -462,7 +462,7 @@ def test_how_to_repeat_it(tmp_path: Path) -> None:
     folder = made_by_stub(tmp_path / "set")
     said = told(folder)
     manifest, _ = store.read_manifest(folder)
-    assert "diffalign generate spec.yaml --out ../again diffalign verify ." in said and manifest.spec_sha256 in said
+    assert "diffalign generate spec.yaml --out ../again diff -r . ../again" in said and manifest.spec_sha256 in said
     wanted = stubs.spec_of(image={"model": str(tmp_path / "m"), "adapter": "runs/x/adapter", "template": "{plane}"})
     assert dataset_report._elsewhere(spec.parse(wanted.public())) == ["image.model", "image.adapter"]
     assert dataset_report._elsewhere(stubs.spec_of()) == []

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from apps import generate, generate_models
+from apps import generate, generate_again, generate_models
 from apps.generate_origin import Origin, aligned
 from diffalign.config import AdapterConfig
 from diffalign.errors import ConfigError, NotFoundError, RefusedError
-from diffalign.synthesis import beginning, store, tables
+from diffalign.synthesis import alignment, beginning, store, tables
 from pipelines.loading import load_policy
 from tests.synthesis_stubs import contents
 
@@ -88,7 +90,7 @@ def test_a_dataset_of_a_table_is_made_again(tmp_path: Path, elsewhere: Path, cap
     assert not (tmp_path / "again").exists()
     capsys.readouterr()
     assert generate.run(str(made), places(elsewhere), tmp_path / "again") == 0
-    assert f"making {made} again: specification, models, rewards and gates are the same" in capsys.readouterr().out
+    assert f"making {made} again: specification, models, rewards and gates are the same\n" in capsys.readouterr().out
     assert contents(made) == contents(tmp_path / "again")
 
 
@@ -150,15 +152,90 @@ def test_what_a_model_was_aligned_to(tmp_path: Path, run: Path, tiny_folder: Pat
     assert str(tmp_path) not in json.dumps(found) and str(tiny_folder.parent) not in json.dumps(found)
     assert found == {
         "recipe": "trained", "base": "model", "objective": "ppo-clip", "experience": "rollouts", "seed": 5,
-        "epochs": 3, "rewards": {"compressibility": 2.0, "mine.py:score": 1.0},
+        "epochs": 3,
+        "rewards": [{"reward": "compressibility", "weight": 2.0}, {"reward": "mine.py:score", "weight": 1.0}],
         "held_out": {"compressibility": EVALUATION["rewards"]["compressibility"]},  # type: ignore[index]
         "win_rate": EVALUATION["win_rate"],
     }  # fmt: skip
     assert Origin.of(str(run), None) == Origin(str(tiny_folder), run / "adapter", run)
-    assert Origin.of("embedded:emoji", str(run / "adapter")).run == run
+    assert Origin.of(str(tiny_folder), str(run / "adapter")).run == run
+    assert Origin.of("embedded:emoji", str(run / "adapter")).run is None
     assert Origin.of("embedded:emoji", str(tmp_path)).run is None
     (run / "evaluation.json").unlink()
     assert "held_out" not in aligned(run) and "win_rate" not in aligned(run)
+
+
+def test_rewards_that_are_called_the_same_are_all_told(run: Path) -> None:
+    """Two servers have no address in a dataset, and are two rewards all the same."""
+    config = (run / "config.yaml").read_text()
+    rewards = "[{reward: 'http://a:1', weight: 2}, {reward: 'http://b:2', weight: 0.5}]"
+    (run / "config.yaml").write_text(re.sub(r"rewards: .*", f"rewards: {rewards}", config))
+    found = aligned(run)
+    assert found["rewards"] == [{"reward": "remote", "weight": 2.0}, {"reward": "remote", "weight": 0.5}]
+    assert "to remote (weight 2) and remote (weight 0.5)" in alignment.sentence(found)
+
+
+@pytest.mark.parametrize("config", ["r: 16\ntarget_modules: [to_q]\n", "- a\n- list\n", "name: [\n", ""])
+def test_an_adapter_in_the_folder_of_another_tool(tmp_path: Path, run: Path, tiny_folder: Path, config: str) -> None:
+    """A ``config.yaml`` that is no run's tells nothing; the dataset is made."""
+    (run / "config.yaml").write_text(config)
+    (tmp_path / "spec.yaml").write_text(AXES.replace("MODEL", str(tiny_folder)))
+    made, adapter = tmp_path / "made", f"image.adapter={run / 'adapter'}"
+    assert generate.run(str(tmp_path / "spec.yaml"), [adapter], made) == 0
+    facts = store.read_manifest(made)[0].models["image"]
+    assert "aligned" not in facts and facts["adapter"]["name"] == "adapter"
+
+
+def test_a_plan_of_a_run(tmp_path: Path, run: Path, capsys: Any) -> None:
+    """What is looked up is the model below the run."""
+    (tmp_path / "spec.yaml").write_text(AXES.replace("MODEL", str(run)))
+    generate.plan(str(tmp_path / "spec.yaml"), [])
+    assert not_looked_up(capsys) == "nothing: all that is named is here"
+
+
+@pytest.mark.parametrize(
+    ("reward", "said"),
+    [
+        ("compressibility", ""),
+        ("clip?model=hf-hub:laion/nothing-here", "hf-hub:laion/nothing-here of clip?model=hf-hub:laion/nothing-here, "),
+        ("hpsv2?weights=hf-hub:org/none/a.pt", "hf-hub:org/none/a.pt of hpsv2?weights=hf-hub:org/none/a.pt, "),
+        ("http://127.0.0.1:9", "the server of http://127.0.0.1:9, "),
+    ],
+)
+def test_a_plan_says_what_rewards_may_lack(
+    tmp_path: Path, tiny_folder: Path, capsys: Any, reward: str, said: str
+) -> None:
+    """Weights that are not on this machine are named; what a reward finds by itself was not looked into."""
+    (tmp_path / "spec.yaml").write_text(AXES.replace("MODEL", str(tiny_folder)) + f"rewards: ['{reward}']\n")
+    generate.plan(str(tmp_path / "spec.yaml"), [])
+    absent = "which is not on this machine, " if "hf-hub" in reward else ""
+    assert not_looked_up(capsys) == f"{said}{absent}what rewards load by themselves"
+
+
+def not_looked_up(capsys: Any) -> str:
+    lines = (line.partition(":") for line in capsys.readouterr().out.splitlines())
+    return next(value.strip() for name, _, value in lines if name == "not looked up")
+
+
+def test_what_has_no_hash_is_said_not_to_be_checked(tmp_path: Path, elsewhere: Path, capsys: Any) -> None:
+    """A model of the hub that is not here, a server, and a reward that asks one: nothing of them was compared."""
+    made = tmp_path / "made"
+    generate.run(str(elsewhere / "people.yaml"), [], made)
+    facts = store.read_manifest(made)[0]
+    models = {"image": {**facts.models["image"], "sha256": "not hashed", "base": "org/name"}}
+    more = {
+        "served": {"spec": "remote", "sha256": "not hashed"},
+        "judge": {"spec": "judge?url=remote&model=small", "sha256": "diffalign 1, model not hashed"},
+    }
+    now = replace(facts, models=models, rewards={**facts.rewards, **more})
+    store.write_manifest(made, now, complete=True)
+    spec = generate.load(str(elsewhere / "people.yaml"), [])
+    capsys.readouterr()
+    generate_again.compare(spec, now, made)
+    assert capsys.readouterr().out.strip() == (
+        f"making {made} again: specification, models, rewards and gates are the same, as far as they have hashes;"
+        " not checked: image.model org/name, reward served (remote), reward judge (judge?url=remote&model=small)"
+    )
 
 
 def test_a_dataset_of_a_run_is_made_again(tmp_path: Path, run: Path, tiny_folder: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -14,6 +16,7 @@ import torch
 from diffalign.config import CreditConfig, ObjectiveConfig, TrainerConfig
 from diffalign.experience import Rollouts, Scored
 from diffalign.interruption import Interrupted
+from diffalign.overlap import Overlap
 from diffalign.trainer import Trainer
 from diffalign.types import Rollout, Sample, Scores
 from rewards.combine import Combined
@@ -70,7 +73,7 @@ def test_scores_are_those_of_a_reward_that_is_asked_afterwards() -> None:
     assert torch.equal(first.scores.total, second.scores.total)
     assert torch.equal(first.scores.parts["own"], second.scores.parts["own"])
     assert [size for size, _ in one.asked] == [16] * 4 and [size for size, _ in other.asked] == [64]
-    assert {name for _, name in one.asked} == {"reward_0"} and {name for _, name in other.asked} == {"MainThread"}
+    assert {name for _, name in one.asked} == {"reward"} and {name for _, name in other.asked} == {"MainThread"}
 
 
 def test_a_part_that_only_some_batches_have_is_nan_elsewhere() -> None:
@@ -130,6 +133,55 @@ def test_ctrl_c_asks_no_further_batch() -> None:
         trainer.gather()
     time.sleep(0.2)
     assert len(reward.asked) <= 1
+
+
+LEAVES = """
+import sys, threading, time
+import torch
+from diffalign.overlap import Overlap
+begun = threading.Event()
+
+def waits(samples):
+    begun.set()
+    time.sleep(60)
+
+def computes(samples):
+    begun.set()
+    square, until = torch.ones(400, 400), time.monotonic() + 0.3
+    while time.monotonic() < until:
+        square @ square
+
+torch.set_num_threads(1)
+with Overlap({"waits": waits, "computes": computes}[sys.argv[1]]) as asking:
+    asking.ask(0, [])
+    asking.ask(1, [])
+    begun.wait()
+    sys.exit(7)
+"""
+
+
+@pytest.mark.parametrize("reward", ["waits", "computes"])
+def test_a_process_leaves_while_a_request_is_under_way(reward: str) -> None:
+    """It does not sit out a request of 60 s, and is not aborted by torch while a part of the reward computes."""
+    started = time.monotonic()
+    done = subprocess.run(
+        [sys.executable, "-c", LEAVES, reward], capture_output=True, text=True, timeout=120, check=False
+    )
+    assert (done.returncode, done.stderr) == (7, "")
+    assert time.monotonic() - started < 30
+
+
+class Exits(Slow):
+    def __call__(self, samples: Sequence[Sample]) -> Scores:
+        raise SystemExit("gone")
+
+
+def test_whatever_the_reward_fails_with_is_told() -> None:
+    """An answer that nobody gives any more would be waited for without end."""
+    with Overlap(Exits()) as asking:
+        asking.ask(0, [])
+        with pytest.raises(SystemExit, match="gone"):
+            asking.scores()
 
 
 def test_who_waits() -> None:

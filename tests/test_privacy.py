@@ -396,7 +396,8 @@ def test_cells_of_a_csv_are_what_the_dataset_says_they_are(tmp_path: Path) -> No
         (("--against", "world:brain-mr?cases=9", "--training-is-whole"), "name them by --training"),
         (("--against", "nowhere"), "no folder nowhere"),
         (("--against", "world:moon"), "is no world"),
-        (("--against", "world:brain-mr?cases=0"), "is no world"),
+        (("--against", "world:brain-mr?cases=0"), "behind the ? of a world stands cases=N"),
+        (("--against", "world:brain-mr?case=9"), "behind the ? of a world stands cases=N"),
         (("--against", "world:brain-mr?cases=9", "--set", "a=1"), "--set is for models"),
         (("--against", "world:brain-mr?cases=9", "--model", "embedded:emoji"), "--training"),
         (("--against", "world:brain-mr?cases=9", "--baseline", "world:emoji"), "no dataset"),
@@ -418,7 +419,7 @@ def test_images_without_a_dataset_are_no_dataset(tmp_path: Path) -> None:
         source(str(tmp_path))
     with pytest.raises(InputError, match="not complete"):
         source(str(generated(tmp_path / "half", 5, complete=False).folder))
-    with pytest.raises(ConfigError, match="is no world"):
+    with pytest.raises(ConfigError, match="of a world stands cases=N"):
         source("world:brain-mr?scenes=3")
 
 

@@ -134,8 +134,9 @@ def test_small_splits_have_their_share_of_every_value(cases: int) -> None:
 
 def test_a_split_that_is_too_small_is_told(tmp_path: Path) -> None:
     """Of 4 rows, 3 with a lesion, a test split of a quarter has one row: it lacks a plane, and one sort of lesion."""
-    wanted = load(tmp_path, AXES, "cases=4", "strata=[plane, lesion]", "splits={train: 0.75, test: 0.25}")
+    wanted = load(tmp_path, AXES, "cases=4", "strata=[plane, lesion]", "splits={train: 0.75, test: 0.25}", "seed=1")
     found = rows.survey(wanted)
+    assert Counter(row.cells["lesion"] for row in rows.rows(wanted)) == {"present": 3, "none": 1}
     test = next(row.cells for row in rows.rows(wanted) if row.split == "test")
     others = [f"lesion {'none' if test['lesion'] == 'present' else 'present'}",
               f"plane {'coronal' if test['plane'] == 'axial' else 'axial'}"]  # fmt: skip
@@ -353,7 +354,8 @@ def test_what_is_wrong_in_a_table(tmp_path: Path, content: str, overrides: list[
         ("table={file: x.csv}", r"give axes, from which rows are drawn, or a table of rows"),
         ("gates=[blan]", r"gates.0: there is no gate 'blan'; there are decodable, blank"),
         ("gates=[{gate: blank, contrst: 1}]", r"gates.0: contrst: unknown field; did you mean contrast\?"),
-        ("gates=[{gate: reward, reward: clip, at_least: 1}]", r"gates.0: the reward clip is not among rewards"),
+        ("gates=[{gate: reward, reward: clip, at_least: 1}]", r"gates.0: .* clip is not among rewards \(none\)"),
+        ("gates=[{gate: reward, reward: clip, at_last: 1}]", r"gates.0: at_last: unknown field; did you mean at_least"),
         ("gates=[blank, blank]", r"gates: blank stands there twice"),
         ("attempts=true", r"attempts: input should be a number, not true or false"),
         ("name=../up", r"name: string should match pattern"),

@@ -91,6 +91,14 @@ def test_only_attributes_that_both_tables_have_are_tasks() -> None:
     assert utility.by_guessing(task).value == pytest.approx(20 / 23)
 
 
+def test_guessing_knows_the_real_images_commonest_class() -> None:
+    """And not that of the synthetic ones, which no real image may have."""
+    made = [{"side": "left"}] * 6 + [{"side": "right"}] * 5
+    real = [{"side": "odd"}] * 15 + [{"side": "right"}] * 5
+    found = utility.tasks(made, real, {"side": "category"})
+    assert utility.by_guessing(found["side"]).value == pytest.approx(0.75)
+
+
 def test_training_leaves_the_random_state_alone_and_repeats() -> None:
     made, real = rows(0, 30), rows(1, 30)
     task = utility.tasks(made, real, KINDS)["side"]

@@ -29,7 +29,7 @@ def sentence(facts: Mapping[str, Any]) -> str:
     said = f"aligned from {facts.get('base', 'a model that is not named')}"
     if facts.get("objective"):
         said += f" by {facts['objective']}" + (f" (recipe {facts['recipe']})" if facts.get("recipe") else "")
-    aims = [f"{name} (weight {weight:g})" for name, weight in (facts.get("rewards") or {}).items()]
+    aims = [f"{one['reward']} (weight {one['weight']:g})" for one in facts.get("rewards") or []]
     if facts.get("examples"):
         aims.append(f"the examples of {facts['examples']}")
     said += f" to {' and '.join(aims)}" if aims else ""

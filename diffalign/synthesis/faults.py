@@ -21,8 +21,9 @@ def made(kind: type[Model], data: Mapping[Any, Any]) -> Model:
 
 
 def first_of(error: ValidationError, kind: type[BaseModel]) -> tuple[str, str]:
-    """The dotted field that the first error is about (empty for the whole), and the reason."""
-    first = error.errors()[0]
+    """The dotted field that an error is about (empty for the whole), and the reason: an unknown field, or the first."""
+    # A name that is spelt wrong is told before the one that is therefore missing.
+    first = min(error.errors(), key=lambda one: one["type"] != "extra_forbidden")
     path = [str(part) for part in first["loc"]]
     if first["type"] == "extra_forbidden":
         known = _fields(path[:-1], kind)

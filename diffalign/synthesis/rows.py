@@ -4,8 +4,9 @@ Rows from axes. Along the axes that strata or conditions look at the cases are h
 order in which the axes are written: at each value its share of them, rounded down, and what is left over by the largest
 remainder (Hamilton's method). What an axis was owed by earlier roundings is added to its remainders, so that the shares
 of a late axis come out right over the whole table too, though each of its groups may be smaller than 1. Groups that
-have not two rows for every value are rounded by chance, but for the first: two axes that divided the same small groups
-by a fixed rule would go through their values in step.
+have not two rows for every value are rounded by chance, but for the first axis, which divides all rows at once: a fixed
+rule would give the same value too little at the same place in every table, and two axes that divided the same small
+groups by it would go through their values in step.
 
 The values of every other axis are counted out by Hamilton's method over all rows in which it has the same form, and
 drawn from that urn without putting back, by chances of its own: its shares hold to a case over these rows, and among
@@ -87,8 +88,8 @@ def known(table: TableConfig, beside: Path) -> TableConfig:
     if found is not None and table.sha256 not in (None, found):
         raise ConfigError(
             f"table.file: {path} is not the table that the specification names: its SHA-256 is {found}, and"
-            f" table.sha256 is {table.sha256}; give the same file, or take what is in this one by --set"
-            " table.sha256=null --set table.columns={}"
+            f" table.sha256 is {table.sha256}; give the same file, or make another dataset of this"
+            " one by --set table.sha256=null --set name=ANOTHER"
         )
     kinds = tables.kinds(path, table.columns, table.id)
     return table.model_copy(update={"file": str(path), "columns": kinds, "sha256": found})
@@ -205,9 +206,10 @@ def _divided(
     if not isinstance(form, Category):
         yield from _divided(spec, rest, {**cells, name: None}, count, owed)
         return
+    outermost = not owed
     debts = owed.setdefault(_key(name, form), _Debts([0.0] * len(form.values)))
-    chances = [derive(spec.seed, "remainder", name, debts.times, i) / 2**63 for i in range(len(form.values))]
-    given = allotted(form.shares, count, debts.owed, chances if debts.times else ())
+    chances = [derive(spec.seed, "remainder", name, debts.times, i) / 2**63 for i in range(len(form.values) + 1)]
+    given = allotted(form.shares, count, debts.owed, () if outermost else chances)
     debts.times += 1
     for value, part in zip(form.values, given, strict=True):
         yield from _divided(spec, rest, {**cells, name: value}, part, owed)
@@ -255,28 +257,46 @@ def allotted(shares: Sequence[float], count: int, owed: list[float], chances: Se
 
     ``owed`` is what earlier calls left each of them short of (negative: gave it too much); it counts with the
     remainders and is brought up to date. Where it is 0 throughout, this is Hamilton's method. With ``chances``, in
-    (0, 1), a count of which some share gets less than two is rounded by them: each is rounded up with about the
-    probability of its remainder, plus a part of what it is owed (Pareto sampling, Rosén 1997), so that what it gets on
-    average does not depend on the size of the group.
+    [0, 1), one for each share and one more, a count of which some share gets less than two is rounded by them: each is
+    rounded up with the probability of its remainder, plus a part of what it is owed, so that what it gets on average
+    does not depend on the size of the group.
     """
     parts = [share * count for share in shares]
     given = [int(part + 1e-9) for part in parts]
+    remainders = [part - whole for part, whole in zip(parts, given, strict=True)]
     if chances and min(given) < 2:
-        likely = [part - whole + PAID * debt for part, whole, debt in zip(parts, given, owed, strict=True)]
-        claims = [_logit(one) - _logit(chance) for one, chance in zip(likely, chances, strict=True)]
+        likely = [left + PAID * debt for left, debt in zip(remainders, owed, strict=True)]
+        more = _sampled(likely, count - sum(given), chances)
     else:
-        claims = [part - whole + debt for part, whole, debt in zip(parts, given, owed, strict=True)]
-    order = sorted(range(len(shares)), key=lambda i: (-round(claims[i], 9), i))
-    for i in order[: count - sum(given)]:
-        given[i] += 1
-    for i, (part, whole) in enumerate(zip(parts, given, strict=True)):
-        owed[i] += part - whole
+        claims = [left + debt for left, debt in zip(remainders, owed, strict=True)]
+        order = sorted(range(len(shares)), key=lambda i: (-round(claims[i], 9), i))
+        first = set(order[: count - sum(given)])
+        more = [int(i in first) for i in range(len(shares))]
+    for i, left in enumerate(remainders):
+        given[i] += more[i]
+        owed[i] += left - more[i]
     return given
 
 
-def _logit(chance: float) -> float:
-    chance = min(max(chance, 1e-9), 1 - 1e-9)
-    return math.log(chance / (1 - chance))
+def _sampled(likely: Sequence[float], count: int, chances: Sequence[float]) -> list[int]:
+    """1 for each of ``count`` places that are drawn, 0 for the others: each with its probability in ``likely``.
+
+    Systematic sampling in random order (Madow 1949): the probabilities are laid end to end, and what lies at a random
+    start and at every whole step from there is drawn. They are cut to [0, 1], and moved from there so that they add up
+    to ``count``. ``chances`` are one for each place, which give the order, and the start.
+    """
+    cut = [min(max(one, 0.0), 1.0) for one in likely]
+    lacking = count - sum(cut)
+    room = [1 - one for one in cut] if lacking > 0 else cut
+    added = lacking / sum(room) if abs(lacking) > 1e-9 else 0.0
+    *ranks, start = chances
+    drawn, end, passed = [0] * len(cut), 0.0, math.floor(round(-start, 9))
+    order = sorted(range(len(cut)), key=lambda i: (ranks[i], i))
+    for i in order:
+        end = count if i == order[-1] else end + cut[i] + added * room[i]
+        marks = math.floor(round(end - start, 9))
+        drawn[i], passed = marks - passed, marks
+    return drawn
 
 
 def form_of(spec: Spec, name: str, cells: Mapping[str, Value]) -> Category | Numbers | None:

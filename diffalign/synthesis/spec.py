@@ -247,7 +247,9 @@ class Spec(Section):
     def _check_gates(self) -> None:
         for i, gate in enumerate(self.gates):
             if isinstance(gate, RewardGate) and gate.reward not in self.rewards:
-                raise ValueError(f"gates.{i}: the reward {gate.reward} is not among rewards")
+                raise ValueError(
+                    f"gates.{i}: the reward {gate.reward} is not among rewards ({', '.join(self.rewards) or 'none'})"
+                )
             if isinstance(gate, DuplicateGate | MemorisedGate) and self.image is None:
                 raise ValueError(f"gates.{i}: {gate.gate} is about images, and none are made")
         for kind in ("decodable", "blank", "duplicate"):
@@ -323,7 +325,7 @@ def _check_columns(spec: Spec, origin: Mapping[str, str]) -> None:
         if kind not in ("category", "boolean"):
             raise ConfigError(
                 f"{standing_at('strata', origin)}strata: {column} is a column of kind {kind}; strata are made of"
-                " categories (declare it under table.columns if it is one)"
+                f" categories; where it is one, say so by table.columns: {{{column}: category}}"
             )
 
 

@@ -189,13 +189,15 @@ def _records(folder: Path) -> Faults:
     if splits != about.layout.splits:
         yield f"{provenance.NAME} does not have as many cases in each split as {exports.MANIFEST} says"
     count = len(expected)
-    yield from _beside(folder, about, {index: wanted for index, (wanted, _) in expected.items()})
-    for record, found in exports.read(folder, about):
+    told = yield from _beside(folder, about, {index: wanted for index, (wanted, _) in expected.items()})
+    for name, record, found in exports.located(folder, about):
         index = record.get("index")
         wanted = expected.pop(index, None)
         if wanted is None:
             yield f"case {index} is not in {provenance.NAME}, or is there twice"
             continue
+        if told.get(index, name) != name:
+            yield f"{table.NAME}: case {index} is in {name}, not in {told[index][:80]!r}"
         if set(record) != set(about.layout.kinds):
             yield f"case {index} has not the columns that {exports.MANIFEST} names"
         if layouts.digest(record) != wanted[0]:
@@ -209,16 +211,24 @@ def _records(folder: Path) -> Faults:
     return f"{count} cases, whose rows, texts and pixels are those of {provenance.NAME}"
 
 
-def _beside(folder: Path, about: Exported, expected: dict[Any, str]) -> Iterator[str]:
-    """Whether the table beside files that are none has the same records, and names files that are there."""
-    if about.form not in table.BESIDE:
-        return
-    for name, record in table.read(folder / exports.DATA):
-        if expected.pop(record.get("index"), "") != layouts.digest(record):
-            yield f"{table.NAME}: the row of case {record.get('index')} is not the one in {provenance.NAME}"
-        if not re.fullmatch(r"[\w-]+(\.tar|/\d+/\d+\.dcm)", name) or not (folder / exports.DATA / name).is_file():
-            yield f"{table.NAME}: case {record.get('index')} has no file {name[:80]!r}"
+def _beside(folder: Path, about: Exported, expected: dict[Any, str]) -> Generator[str, None, dict[Any, str]]:
+    """Whether the table beside files that are none has the same records; returns the file that it names for each.
+
+    Exports that were made before there was such a table promise none, and a few have one all the same.
+    """
+    told = dict[Any, str]()
+    path = folder / exports.DATA / table.NAME
+    if not path.is_file():
+        if about.layout.table:
+            yield f"{exports.MANIFEST} promises {exports.DATA}/{table.NAME}, which is missing"
+        return told
+    for name, record in table.read(path.parent):
+        index = record.get("index")
+        told[index] = name
+        if expected.pop(index, "") != layouts.digest(record):
+            yield f"{table.NAME}: the row of case {index} is not the one in {provenance.NAME}"
     yield from (f"{table.NAME} lacks case {index}" for index in expected)
+    return told
 
 
 def _line(facts: Mapping[str, Any], number: int, about: Exported, splits: dict[str, int]) -> Iterator[str]:

@@ -36,7 +36,7 @@ FORMATS = {
     "dicom": "diffalign.synthesis.exports.dicom",
     "png": "diffalign.synthesis.exports.png",
 }
-"""The module of each format: ``write(source, layout, folder)`` and ``read(folder, layout)``."""
+"""The module of each format: ``write(source, layout, folder)`` and ``located(folder, layout)``."""
 DATA, MANIFEST, CARD, CROISSANT = "data", "manifest.json", "README.md", "croissant.json"
 
 
@@ -85,10 +85,11 @@ def export(source: Generated, form: str, out: Path, *, allow_unsafe: bool = Fals
     if grey and form != "dicom":
         raise ConfigError(f"--grey is for dicom; {form} holds the images as they were made")
     from diffalign.synthesis import card, croissant, provenance
+    from diffalign.synthesis.exports.table import BESIDE
 
     require_empty(out, "choose another --out")
     released = release.gate(source.folder, allow_unsafe=allow_unsafe)
-    layout = replace(survey(source), grey=grey)
+    layout = replace(survey(source), grey=grey, table=form in BESIDE)
     about = Exported(form, source.manifest, layout, released)
     with new_folder(out) as folder:
         (folder / DATA).mkdir()
@@ -107,8 +108,13 @@ def export(source: Generated, form: str, out: Path, *, allow_unsafe: bool = Fals
 
 def read(folder: Path, about: Exported) -> Iterator[tuple[Record, Pixels | None]]:
     """Every record of an export and its pixels, in the order of its files."""
+    return ((record, pixels) for _, record, pixels in located(folder, about))
+
+
+def located(folder: Path, about: Exported) -> Iterator[tuple[str, Record, Pixels | None]]:
+    """As ``read``, with the name of the file below ``data/`` that each was found in."""
     module = importlib.import_module(FORMATS[about.form])
-    found: Iterator[tuple[Record, Pixels | None]] = module.read(folder / DATA, about.layout)
+    found: Iterator[tuple[str, Record, Pixels | None]] = module.located(folder / DATA, about.layout)
     return found
 
 

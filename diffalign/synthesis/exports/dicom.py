@@ -26,7 +26,7 @@ import numpy as np
 from diffalign.errors import InputError
 from diffalign.synthesis.cases import Case, Manifest, Value
 from diffalign.synthesis.exports import table
-from diffalign.synthesis.exports.layout import Layout, Record, as_text, need_images, place
+from diffalign.synthesis.exports.layout import Layout, Record, as_text, need_images, place, stated
 from diffalign.synthesis.exports.pixels import Pixels, grey, of_png, without_needless_colour
 from diffalign.synthesis.store import Generated
 
@@ -57,8 +57,11 @@ def write(source: Generated, layout: Layout, folder: Path) -> None:
             add(case, name)
 
 
-def read(folder: Path, layout: Layout) -> Iterator[tuple[Record, Pixels | None]]:
-    """Every record and its pixels."""
+def located(folder: Path, layout: Layout) -> Iterator[tuple[str, Record, Pixels | None]]:
+    """Every record and its pixels, with the file below ``data/`` that they are in.
+
+    Raises InputError where that is not the place of the case.
+    """
     from pydicom import dcmread
 
     for split in layout.splits:
@@ -66,8 +69,10 @@ def read(folder: Path, layout: Layout) -> Iterator[tuple[Record, Pixels | None]]
             found = dcmread(path)
             if found.get("SyntheticData") != "YES":
                 raise InputError(f"{split}/{path.name} is not marked as synthetic data")
-            text = found.private_block(GROUP, CREATOR)[RECORD].value
-            yield json.loads(text), found.pixel_array
+            record = json.loads(found.private_block(GROUP, CREATOR)[RECORD].value)
+            name = path.relative_to(folder).as_posix()
+            stated(name.removeprefix(f"{record['split']}/"), record["index"], ".dcm")
+            yield name, record, found.pixel_array
 
 
 def dataset(case: Case, record: Record, pixels: Pixels, manifest: Manifest, *, derived: bool = False) -> Dataset:

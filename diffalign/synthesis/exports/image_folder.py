@@ -44,11 +44,11 @@ def write(source: Generated, layout: Layout, folder: Path) -> None:
                 table.write_table(pa.Table.from_pylist(rows, schema))
 
 
-def read(folder: Path, layout: Layout) -> Iterator[tuple[Record, Pixels | None]]:
-    """Every record and its pixels."""
+def located(folder: Path, layout: Layout) -> Iterator[tuple[str, Record, Pixels | None]]:
+    """Every record and its pixels, with the file below ``data/`` that they are in."""
     for split in layout.splits:
         for number, record in parquet.rows(folder / split / METADATA):
             if isinstance(record, str):
                 raise InputError(f"{split}/{METADATA}: row {number} is {record}")
-            name = stated(record.pop("file_name"), record["index"], ".png")
-            yield record, of_png((folder / split / name).read_bytes())
+            name = f"{split}/{stated(record.pop('file_name'), record['index'], '.png')}"
+            yield name, record, of_png((folder / name).read_bytes())

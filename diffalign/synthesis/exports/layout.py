@@ -53,6 +53,8 @@ class Layout:
     texts: bool
     grey: bool = False
     """Whether colour images become grey ones: see ``pixels.grey``."""
+    table: bool = False
+    """Whether ``metadata.parquet`` stands beside files that are no table: see ``table``; old exports have none."""
 
     @property
     def kinds(self) -> dict[str, Kind]:
@@ -85,7 +87,8 @@ class Layout:
             raise InputError(f"there is no type {wrong[0]!r} of columns")
         for name in splits:
             _check_split(name)
-        return cls(columns, splits, bool(facts["images"]), bool(facts["texts"]), bool(facts.get("grey")))
+        added_later = bool(facts.get("grey")), bool(facts.get("table"))
+        return cls(columns, splits, bool(facts["images"]), bool(facts["texts"]), *added_later)
 
 
 def survey(source: Generated) -> Layout:

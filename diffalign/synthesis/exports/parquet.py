@@ -35,14 +35,14 @@ def write(source: Generated, layout: Layout, folder: Path) -> None:
                 writer.write_table(pa.Table.from_pylist(rows, schema))
 
 
-def read(folder: Path, layout: Layout) -> Iterator[tuple[Record, Pixels | None]]:
-    """Every record and its pixels."""
+def located(folder: Path, layout: Layout) -> Iterator[tuple[str, Record, Pixels | None]]:
+    """Every record and its pixels, with the file below ``data/`` that they are in."""
     for path in sorted(folder.glob("*.parquet")):
         for number, row in parquet.rows(path):
             if isinstance(row, str):
                 raise InputError(f"{path.name}: row {number} is {row}")
             image = row.pop("image", None)
-            yield row, None if image is None else of_png(image["bytes"])
+            yield path.name, row, None if image is None else of_png(image["bytes"])
 
 
 def _schema(layout: Layout) -> pa.Schema:

@@ -37,8 +37,8 @@ def write(source: Generated, layout: Layout, folder: Path) -> None:
             table.writerow([name, *cells])
 
 
-def read(folder: Path, layout: Layout) -> Iterator[tuple[Record, Pixels | None]]:
-    """Every record and its pixels."""
+def located(folder: Path, layout: Layout) -> Iterator[tuple[str, Record, Pixels | None]]:
+    """Every record and its pixels, with the file below ``data/`` that they are in."""
     # The limit belongs to the whole process, so it is put back; reading in pieces between would see ours.
     limit = csv.field_size_limit(LONGEST_CELL)
     try:
@@ -48,8 +48,9 @@ def read(folder: Path, layout: Layout) -> Iterator[tuple[Record, Pixels | None]]
                 raise InputError(f"{TABLE} has not the columns that the manifest names")
             for row in table:
                 record = {name: _value(row[name], kind) for name, kind in layout.kinds.items()}
-                name = stated(row["file_name"].removeprefix(f"{IMAGES}/"), record["index"], ".png")
-                yield record, of_png((folder / IMAGES / name).read_bytes())
+                place_of = stated(row["file_name"].removeprefix(f"{IMAGES}/"), record["index"], ".png")
+                name = f"{IMAGES}/{place_of}"
+                yield name, record, of_png((folder / name).read_bytes())
     finally:
         csv.field_size_limit(limit)
 

@@ -36,13 +36,16 @@ def _shard(
         for case in cases:
             add(case, path.name)
             for suffix, data in _members(source, layout, case):
-                member = tarfile.TarInfo(f"{case.index:08d}.{suffix}")
+                member = tarfile.TarInfo(f"{_key(case.index)}.{suffix}")
                 member.size, member.mode = len(data), 0o644
                 tar.addfile(member, io.BytesIO(data))
 
 
-def read(folder: Path, layout: Layout) -> Iterator[tuple[Record, Pixels | None]]:
-    """Every record and its pixels."""
+def located(folder: Path, layout: Layout) -> Iterator[tuple[str, Record, Pixels | None]]:
+    """Every record and its pixels, with the file below ``data/`` that they are in.
+
+    Raises InputError where that is not the place of the case.
+    """
     for path in sorted(folder.glob("*.tar")):
         with tarfile.open(path, "r:") as tar:
             key, members = "", dict[str, bytes]()
@@ -52,11 +55,11 @@ def read(folder: Path, layout: Layout) -> Iterator[tuple[Record, Pixels | None]]
                 if suffix not in ("png", "json", "txt") or file is None or "/" in name:
                     raise InputError(f"{path.name} holds {member.name[:80]!r}, which is not png, json or txt")
                 if members and name != key:
-                    yield _case(members, layout)
+                    yield path.name, *_case(path.name, key, members, layout)
                     members = {}
                 key, members[suffix] = name, file.read()
             if members:
-                yield _case(members, layout)
+                yield path.name, *_case(path.name, key, members, layout)
 
 
 def _members(source: Generated, layout: Layout, case: Case) -> Iterator[tuple[str, bytes]]:
@@ -69,8 +72,14 @@ def _members(source: Generated, layout: Layout, case: Case) -> Iterator[tuple[st
         yield "txt", text.encode("utf-8")
 
 
-def _case(members: dict[str, bytes], layout: Layout) -> tuple[Record, Pixels | None]:
+def _key(index: int) -> str:
+    return f"{index:08d}"
+
+
+def _case(shard: str, key: str, members: dict[str, bytes], layout: Layout) -> tuple[Record, Pixels | None]:
     record = json.loads(members["json"])
+    if key != _key(record["index"]) or not shard.startswith(f"{record['split']}-"):
+        raise InputError(f"case {record['index']} is {key[:80]!r} in {shard}, which is not where an export has it")
     if layout.texts:
         record["text"] = members["txt"].decode("utf-8") if "txt" in members else None
     return record, of_png(members["png"]) if "png" in members else None
