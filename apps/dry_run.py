@@ -134,7 +134,7 @@ def learning_calls(config: RunConfig, *, embedded: bool = False) -> float:
         branches = passes(config, embedded=embedded) * (2 if objective.kl_coefficient else 1)
         window = config.sampler.window
         noisy = config.sampler.steps if window is None else min(window.steps, config.sampler.steps)
-        return settings.samples_per_epoch * noisy * settings.timestep_fraction * branches
+        return items(config) * noisy * settings.timestep_fraction * branches
     if objective.name in BACKPROP:
         branches = passes(config, embedded=embedded)
         each = 1 + settings.gradient_checkpointing + bool(objective.kl_coefficient)

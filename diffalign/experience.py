@@ -1,8 +1,8 @@
 """Where batches come from: fresh samples and what was said of them, or what was recorded before.
 
-A source gathers one epoch's experience. What it gathers is one of four things, and each kind of objective learns from
-one of them: ``Scored`` (samples with their trajectories and scores), ``Paired`` (preferences), ``Judged`` (good or
-bad), ``Shown`` (samples to imitate).
+A source gathers one epoch's experience. What it gathers is one of five things, and each kind of objective learns from
+some of them: ``Scored`` (samples with their trajectories and scores), ``Chosen`` (the best of such samples), ``Paired``
+(preferences), ``Judged`` (good or bad), ``Shown`` (samples to imitate).
 """
 
 from __future__ import annotations
@@ -57,11 +57,18 @@ class Shown:
     """Samples to imitate."""
 
     samples: Sequence[Sample]
-    passes: Sequence[Tensor] = ()
-    """int64: which of them are imitated in each pass over the epoch; empty: all."""
 
 
-Experience = Scored | Paired | Judged | Shown
+@dataclass(frozen=True)
+class Chosen:
+    """Fresh samples, how they came about, and which of them to imitate."""
+
+    rollout: Rollout
+    passes: Sequence[Tensor]
+    """int64: which of them are imitated in each pass over the epoch."""
+
+
+Experience = Scored | Chosen | Paired | Judged | Shown
 
 
 @dataclass(frozen=True)
@@ -179,7 +186,7 @@ class BestOfN(Rollouts):
         metrics["experience/kept"] = len(passes[0]) / len(samples)
         if len(passes[0]):
             metrics["experience/kept_reward"] = float(scored.scores.total[passes[0]].mean())
-        return Gathered(Shown(samples, passes), metrics)
+        return Gathered(Chosen(scored.rollout, passes), metrics)
 
 
 class OnlinePairs(Rollouts):

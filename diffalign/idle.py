@@ -17,7 +17,7 @@ Rule = tuple[tuple[str, ...], Callable[["RunConfig"], bool], str]
 
 
 def _credited(config: RunConfig) -> bool:
-    return config.objective.name in (*POLICY_GRADIENT, *FORWARD_PROCESS, "reward-weighted")
+    return config.experience.source == "rollouts" and config.objective.name in (*POLICY_GRADIENT, *FORWARD_PROCESS, "reward-weighted")
 
 
 def _collecting(config: RunConfig) -> bool:
@@ -40,7 +40,7 @@ RULES: tuple[Rule, ...] = (
     (
         ("credit.rule", "credit.clip", "credit.buffer_size", "credit.min_count"),
         _credited,
-        "objective {objective} gives no credit for scores",
+        "objective {objective} with experience.source {source} gives no credit for scores",
     ),
     (("credit.clip",), lambda c: c.credit.rule != "gae", "credit.rule gae clips no advantages"),
     (

@@ -64,8 +64,8 @@ def with_defaults(objective: Any, reduction: str) -> Any:
 
 
 LEARNS_FROM: Mapping[str, tuple[Source, ...]] = {
-    "ppo-clip": ("rollouts",),
-    "reinforce": ("rollouts",),
+    "ppo-clip": ("rollouts", "best-of-n"),
+    "reinforce": ("rollouts", "best-of-n"),
     "reward-weighted": ("rollouts",),
     "dpo": ("pairs", "online-pairs"),
     "robust-dpo": ("pairs", "online-pairs"),
@@ -80,7 +80,8 @@ LEARNS_FROM: Mapping[str, tuple[Source, ...]] = {
     "align-prop": ("rollouts",),
     "refl": ("rollouts",),
 }
-"""The experience that each objective can be given. KTO takes both sides of a pair, SFT its winner."""
+"""The experience that each objective can be given. KTO takes both sides of a pair, SFT its winner. Of the best of n, SFT
+imitates what came out, and policy gradients each step that led there."""
 
 RECORDED: tuple[Source, ...] = ("pairs", "labels", "demonstrations")
 """Sources that do not sample: their samples were made, and judged, before the run."""

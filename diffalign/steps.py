@@ -7,7 +7,7 @@ other lessons is one (sample or pair, draw).
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import ClassVar, Protocol
 
@@ -112,6 +112,8 @@ class Steps:
     advantages: Tensor
     """float32 ``(N,)``, or ``(N, S)`` where each step has its own."""
     step_fraction: float = 1.0
+    passes: Sequence[Tensor] = ()
+    """int64: the samples of each pass over the epoch; a pass beyond the last repeats it. Empty: all, always."""
     samples_per_row: ClassVar[int] = 1
 
     def __len__(self) -> int:
@@ -119,7 +121,7 @@ class Steps:
 
     def items(self, inner: int) -> Tensor:
         """See Lesson."""
-        return torch.arange(len(self.rollout))
+        return self.passes[min(inner, len(self.passes) - 1)] if self.passes else torch.arange(len(self.rollout))
 
     def rows(self, items: Tensor, inner: int) -> Rows:
         """For each sample a random share of its steps.

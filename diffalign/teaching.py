@@ -7,12 +7,13 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, cast
 
+import torch
 from torch import Tensor
 
 from diffalign import actor_critic, backprop, checks, credit, experience, lessons
 from diffalign.config import CreditConfig, ObjectiveConfig, TrainerConfig
 from diffalign.errors import ConfigError
-from diffalign.experience import Experience, Judged, Paired, Rollouts, Scored, Shown, Source
+from diffalign.experience import Chosen, Experience, Judged, Paired, Rollouts, Scored, Shown, Source
 from diffalign.forward_lessons import Forward
 from diffalign.lessons import Lesson
 from diffalign.methods import BACKPROP, FORWARD_PROCESS, OF_OLD_WEIGHTS, POLICY_GRADIENT
@@ -81,8 +82,13 @@ class Teacher:
                 return lessons.Comparisons(*about, preferences)
             case Judged(samples, good) if name == "kto":
                 return lessons.Verdicts(*about, samples, good, self.processes)
-            case Shown(samples, passes) if name == "sft":
-                return lessons.Examples(*about, samples, passes)
+            case Shown(samples) if name == "sft":
+                return lessons.Examples(*about, samples)
+            case Chosen(rollout, passes) if name == "sft":
+                return lessons.Examples(*about, rollout.samples, passes)
+            case Chosen(rollout, passes) if name in POLICY_GRADIENT:
+                share, equal = self.settings.timestep_fraction, torch.ones(len(rollout))
+                return lessons.Steps(*about, rollout, equal, step_fraction=share, passes=passes)
         raise ConfigError(f"objective {name} cannot learn from source {self.source.name}")
 
     def _through_the_reward(self, scored: Scored, epoch: int) -> Lesson:

@@ -266,7 +266,7 @@ class Trainer:
             self.on_progress("updating", number + 1, len(batches))
         totals = {name: sum(metrics[name] for metrics in made) / len(made) for name in (made[0] if made else ())}
         totals["policy/learning_rate"] = self.learning_rate()
-        if isinstance(lesson, lessons.Steps | Forward):
+        if isinstance(lesson, Forward) or (isinstance(lesson, lessons.Steps) and not lesson.passes):
             totals["advantage/mean"] = float(lesson.advantages.mean())
             totals["advantage/zero_fraction"] = float((lesson.advantages == 0).float().mean())
         return totals

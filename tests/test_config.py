@@ -55,7 +55,7 @@ def test_defaults_and_overrides(file: Path) -> None:
         ("fit={rater: emoji}", "fit: no reward names what it fits; write one as clinician?folder=fitted or"),
         ("fit={}", "fit: it needs fit.preferences or fit.rater, and not both"),
         ("experience.path=x", "source rollouts makes its own samples; it has no use for experience.path"),
-        ("experience={source: best-of-n}", "objective ppo-clip learns from rollouts, not from best-of-n"),
+        ("experience={source: best-of-n}", "source best-of-n compares the samples of one prompt: set trainer.samples"),
         ("rewards=[]", "rewards: there is none, and source rollouts learns from them; name one at least"),
         ("trainer.epochs=true", "trainer.epochs: input should be a number, not true or false (given: True)"),
         ("rewards.0.weight=false", "rewards.0.weight: input should be a number, not true or false (given: False)"),
@@ -81,14 +81,21 @@ PAIRS = [*DPO, "experience.source=pairs", "experience.path=x.parquet"]
     [
         ([*PAIRS, "experience.collect=8"], "experience.collect is 8, but it counts what simulated raters"),
         ([*PAIRS, "experience.keep=[0.1]"], "experience.keep is [0.1], but it is for experience.source best-of-n"),
-        ([*PAIRS, "credit.rule=group"], "credit.rule is group, but objective dpo gives no credit for scores: leave it"),
+        (
+            [*PAIRS, "credit.rule=group"],
+            "credit.rule is group, but objective dpo with experience.source pairs gives no credit for scores: leave it",
+        ),
+        (
+            ["experience.source=best-of-n", "trainer.samples_per_prompt=2", "credit.rule=group"],
+            "credit.rule is group, but objective ppo-clip with experience.source best-of-n gives no credit for scores",
+        ),
         ([*PAIRS, "trainer.samples_per_prompt=2"], "the samples of experience.source pairs were made before the run"),
         ([*PAIRS, "trainer.timestep_fraction=0.5"], "which learn from single steps: leave it out, or at 1.0"),
         ([*PAIRS, "sampler.window={steps: 2, every: 3}"], "sampler.window.every is 3, but the samples of"),
         (["credit.rule=batch", "credit.min_count=8"], "credit.rule batch remembers no scores: leave it out, or at 16"),
         (
             ["objective.name=draft", "credit.clip=2"],
-            "objective draft gives no credit for scores: leave it out, or at 5",
+            "objective draft with experience.source rollouts gives no credit for scores: leave it out, or at 5",
         ),
     ],
 )

@@ -15,13 +15,13 @@ from diffalign.config import AdapterConfig, ObjectiveConfig, SamplerConfig, Trai
 from diffalign.errors import ConfigError, InputError, RefusedError
 from diffalign.experience import (
     BestOfN,
+    Chosen,
     JudgedPairs,
     OnlinePairs,
     Paired,
     Recorded,
     RecordedPairs,
     Rollouts,
-    Shown,
     Source,
     judged,
     winners,
@@ -211,18 +211,38 @@ def test_best_of_n_keeps_the_best_of_each_prompt() -> None:
     """Eight of each prompt: the best four, then the best two, and those are among the four."""
     job = trainer("sft", BestOfN(Target(), PROMPTS, [0.5, 0.25]), samples_per_epoch=16, batch_size=16)  # type: ignore[arg-type]
     found = job.gather()
-    assert isinstance(found.experience, Shown)
-    scores = Target()(found.experience.samples).total
+    assert isinstance(found.experience, Chosen)
+    samples = found.experience.rollout.samples
+    scores = Target()(samples).total
     first, second = (set(kept.tolist()) for kept in found.experience.passes)
     assert len(first) == 8 and len(second) == 4 and second < first
     for prompt in PROMPTS:
-        own = [i for i, sample in enumerate(found.experience.samples) if sample.prompt == prompt]
+        own = [i for i, sample in enumerate(samples) if sample.prompt == prompt]
         best = sorted(own, key=lambda i: -float(scores[i]))
         assert set(best[:4]) == first & set(own) and set(best[:2]) == second & set(own)
     assert found.metrics["experience/kept"] == 0.5
-    lesson = job.lesson(found.experience)
-    assert set(lesson.items(0).tolist()) == first and set(lesson.items(1).tolist()) == second
-    assert lesson.items(5).tolist() == lesson.items(1).tolist()
+    for objective in ("sft", "ppo-clip", "reinforce"):
+        job.objective = job.teacher.objective = ObjectiveConfig(name=objective)  # type: ignore[arg-type]
+        lesson = job.lesson(found.experience)
+        assert set(lesson.items(0).tolist()) == first and set(lesson.items(1).tolist()) == second
+        assert lesson.items(5).tolist() == lesson.items(1).tolist()
+
+
+def test_the_steps_of_the_best_are_made_likelier() -> None:
+    """The gradient is that of the mean log-density of the kept samples' own steps, and of no other's."""
+    job = trainer("reinforce", BestOfN(Target(), PROMPTS, [0.25]), samples_per_epoch=16, batch_size=16)  # type: ignore[arg-type]
+    chosen = job.gather().experience
+    assert isinstance(chosen, Chosen) and len(chosen.passes[0]) == 4
+    lesson = job.lesson(chosen)
+    rows = lesson.rows(lesson.items(0), 0)
+    loss, _ = lesson.loss(lesson.inputs(rows))
+    mean: torch.Tensor = job.policy.mean  # type: ignore[attr-defined]
+    (found,) = torch.autograd.grad(loss.sum() / rows.count, mean)
+    kept = chosen.rollout.take(chosen.passes[0])
+    every = torch.arange(kept.log_probs.shape[1]).expand(4, -1)
+    (expected,) = torch.autograd.grad(-job.policy.step_log_probs(kept, every).log_probs.mean(), mean)
+    torch.testing.assert_close(found, expected)
+    assert float(found.abs().max()) > 0
 
 
 class Steps(Target):
@@ -239,9 +259,9 @@ class Steps(Target):
 
 def test_samples_that_score_the_same_teach_nothing() -> None:
     job = trainer("sft", BestOfN(Steps(), PROMPTS, [0.25]), samples_per_epoch=16, batch_size=16)  # type: ignore[arg-type]
-    shown = job.gather().experience
-    assert isinstance(shown, Shown)
-    kept = [shown.samples[i].prompt.text for i in shown.passes[0].tolist()]
+    chosen = job.gather().experience
+    assert isinstance(chosen, Chosen)
+    kept = [chosen.rollout.samples[i].prompt.text for i in chosen.passes[0].tolist()]
     assert kept == ["b"] * 4  # all four that share the best score; the failed one and the others are left out
     pairs = trainer("dpo", OnlinePairs(Steps(), PROMPTS), samples_per_epoch=16, batch_size=16).gather().experience  # type: ignore[arg-type]
     assert isinstance(pairs, Paired) and [pair.prompt.text for pair in pairs.preferences] == ["b"]
