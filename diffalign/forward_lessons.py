@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from diffalign.denoising import denoising_error
-from diffalign.lessons import LATEST, Inputs, Rows, Whole, uniform
+from diffalign.lessons import Inputs, Rows, Whole, uniform
 from diffalign.objectives import forward_process
 from diffalign.objectives.policy_gradient import Metrics
 from diffalign.seeds import derive
@@ -49,7 +49,7 @@ class Forward(Whole):
         within = [uniform(derive(self.seed, "time", self.epoch, inner, *name)) for name in names]
         time = torch.tensor([(k + part) / draws for (_, k), part in zip(names, within, strict=True)])
         seeds = tuple(derive(self.seed, "noise", self.epoch, inner, *name) for name in names)
-        rows = Rows(items.repeat(draws), len(names), time=time.clamp(max=LATEST), seeds=seeds)
+        rows = Rows(items.repeat(draws), len(names), time=self._times(time), seeds=seeds)
         return rows if self.objective.kl_coefficient else rows.take(self.advantages[rows.items].nonzero()[:, 0])
 
     def inputs(self, rows: Rows) -> Inputs:

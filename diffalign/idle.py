@@ -17,7 +17,8 @@ Rule = tuple[tuple[str, ...], Callable[["RunConfig"], bool], str]
 
 
 def _credited(config: RunConfig) -> bool:
-    return config.experience.source == "rollouts" and config.objective.name in (*POLICY_GRADIENT, *FORWARD_PROCESS, "reward-weighted")
+    credits = config.objective.name in (*POLICY_GRADIENT, *FORWARD_PROCESS, "reward-weighted")
+    return credits and config.experience.source == "rollouts"
 
 
 def _collecting(config: RunConfig) -> bool:

@@ -59,7 +59,7 @@ class Whole:
         raise NotImplementedError
 
     def rows(self, items: Tensor, inner: int) -> Rows:
-        """Each item at every draw. Times are stratified over the batch: evenly spread, each one uniform in [0, 1)."""
+        """Each item at every draw. Times are stratified over the batch: evenly spread, each uniform in its part."""
         draws = self.objective.draws or 1
         repeated = items.repeat(draws)
         count = len(repeated)
@@ -67,8 +67,12 @@ class Whole:
         within = torch.tensor([uniform(derive(self.seed, "time", self.epoch, inner, *name)) for name in names])
         seeds = tuple(derive(self.seed, "noise", self.epoch, inner, *name) for name in names)
         places = torch.tensor(permutation(count, derive(self.seed, "strata", self.epoch, inner, *items[:1].tolist())))
-        time = ((places + within) / count).clamp(max=LATEST)
-        return Rows(repeated, count, time=time, seeds=seeds)
+        return Rows(repeated, count, time=self._times((places + within) / count), seeds=seeds)
+
+    def _times(self, shares: Tensor) -> Tensor:
+        """Times ``(n,)`` below 1 at these shares of ``objective.noise_range``."""
+        low, high = self.objective.noise_range or (0.0, 1.0)
+        return (low + (high - low) * shares).clamp(max=LATEST)
 
     def _ask(self, samples: Sequence[Sample], draw: Draw) -> Tensor:
         return cast(LikelihoodPolicy, self.policy).log_likelihood(samples, draw)

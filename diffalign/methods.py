@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, ModelWrapValidatorHandler, ValidationError, model_validator
+from pydantic import Field, ModelWrapValidatorHandler, ValidationError, field_validator, model_validator
 
 from diffalign.errors import ConfigError
 from diffalign.section import Section
@@ -20,9 +20,10 @@ _STEPWISE: Mapping[str, object] = {
     "kl_coefficient": 0.0, "kl_estimator": "exact", "ptx_coefficient": 0.0, "aggregation": "step-mean",
     "reduction": "mean",
 }  # fmt: skip
-_DRAWS: Mapping[str, object] = {"draws": 1, "reduction": "mean"}
+_EVERYWHERE: Mapping[str, object] = {"noise_range": [0.0, 1.0]}
+_DRAWS: Mapping[str, object] = {"draws": 1, **_EVERYWHERE, "reduction": "mean"}
 _PAIRWISE: Mapping[str, object] = {"beta": 2500.0, "sft_weight": 0.0, "loser_safety": None, **_DRAWS}
-_FORWARD: Mapping[str, object] = {"kl_coefficient": 0.0, "draws": 2, "reduction": "mean"}
+_FORWARD: Mapping[str, object] = {"kl_coefficient": 0.0, "draws": 2, **_EVERYWHERE, "reduction": "mean"}
 _BACKPROP: Mapping[str, object] = {"backprop_steps": None, "kl_coefficient": 0.0, "reduction": "mean"}
 FIELDS: Mapping[str, Mapping[str, object]] = {
     "ppo-clip": {"clip_range": 1e-4, "clip_range_high": None, **_STEPWISE},
@@ -44,8 +45,8 @@ FIELDS: Mapping[str, Mapping[str, object]] = {
 """The fields that each objective has, with its own defaults; what it has not is null."""
 _OF_SUMS: Mapping[str, object] = {"beta": 0.1, "clip_range": 0.2, "reduction": "sum"}
 """Defaults where log-likelihoods are sums over tokens: neither scale carries over from one modality to the other."""
-_OF_MEANS = ("draws", "loser_safety")
-"""Fields that ask about denoising; an exact log-likelihood has neither."""
+_OF_MEANS = ("draws", "noise_range", "loser_safety")
+"""Fields that ask about denoising; an exact log-likelihood has none of them."""
 
 
 def fields_of_objective(name: str, reduction: str = "mean") -> Mapping[str, object]:
@@ -80,8 +81,8 @@ LEARNS_FROM: Mapping[str, tuple[Source, ...]] = {
     "align-prop": ("rollouts",),
     "refl": ("rollouts",),
 }
-"""The experience that each objective can be given. KTO takes both sides of a pair, SFT its winner. Of the best of n, SFT
-imitates what came out, and policy gradients each step that led there."""
+"""The experience that each objective can be given. KTO takes both sides of a pair, SFT its winner. Of the best of n SFT
+imitates what came out, and policy gradients imitate each step that led there."""
 
 RECORDED: tuple[Source, ...] = ("pairs", "labels", "demonstrations")
 """Sources that do not sample: their samples were made, and judged, before the run."""
@@ -156,9 +157,19 @@ class ObjectiveConfig(Section):
     """Of ``kto``: what a drift is compared with: that of samples under another's prompt, or of the batch itself."""
     draws: Annotated[int, Field(ge=1)] | None = None
     """(timestep, noise) draws at which a sample's likelihood is asked, in each update."""
+    noise_range: Annotated[list[Annotated[float, Field(ge=0, le=1)]], Field(min_length=2, max_length=2)] | None = None
+    """Where the timesteps of these draws lie, evenly, as shares of those that the model was trained on: 0 is no noise
+    and 1 all of it. The upper half decides what is in an image, the lower how fine its detail is."""
     reduction: Literal["mean", "sum"] | None = None
     """How a log-likelihood is reduced: the mean over an image's latent elements, or the sum over a text's tokens.
     ``beta`` and ``clip_range`` depend on it, so their defaults do, too. Where it is not given, it is the model's."""
+
+    @field_validator("noise_range", mode="after")
+    @classmethod
+    def _from_less_to_more(cls, value: list[float] | None) -> list[float] | None:
+        if value is not None and value[0] >= value[1]:
+            raise ValueError(f"it goes from less noise to more, such as [0.45, 1.0]; {value} does not")
+        return value
 
     @model_validator(mode="wrap")
     @classmethod

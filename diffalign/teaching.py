@@ -64,32 +64,42 @@ class Teacher:
             gathered = experience.judged(gathered.preferences)
         elif isinstance(gathered, Paired) and name == "sft":
             gathered = experience.winners(gathered.preferences)
+        found: Lesson | None = None
         match gathered:
-            case Scored(rollout) if isinstance(self.tracker, credit.AdaptiveKL) and name in POLICY_GRADIENT:
-                return self._with_critic(gathered, epoch)
-            case Scored(rollout) if name in POLICY_GRADIENT:
-                share = self.settings.timestep_fraction
-                return lessons.Steps(*about, rollout, self.advantages(gathered), step_fraction=share)
-            case Scored(rollout) if name in BACKPROP:
-                return self._through_the_reward(gathered, epoch)
-            case Scored(rollout) if name in FORWARD_PROCESS:
-                return self._forward(gathered, epoch)
-            case Scored(rollout, scores) if name == "reward-weighted":
-                failed = ~scores.total.isfinite().cpu()
-                advantages = self.advantages(gathered).masked_fill(failed, math.nan)
-                return lessons.Examples(*about, rollout.samples, advantages=advantages)
-            case Paired(preferences) if name in lessons.PAIRWISE:
-                return lessons.Comparisons(*about, preferences)
-            case Judged(samples, good) if name == "kto":
-                return lessons.Verdicts(*about, samples, good, self.processes)
-            case Shown(samples) if name == "sft":
-                return lessons.Examples(*about, samples)
-            case Chosen(rollout, passes) if name == "sft":
-                return lessons.Examples(*about, rollout.samples, passes)
+            case Scored():
+                found = self._of_scores(gathered, epoch)
             case Chosen(rollout, passes) if name in POLICY_GRADIENT:
                 share, equal = self.settings.timestep_fraction, torch.ones(len(rollout))
-                return lessons.Steps(*about, rollout, equal, step_fraction=share, passes=passes)
-        raise ConfigError(f"objective {name} cannot learn from source {self.source.name}")
+                found = lessons.Steps(*about, rollout, equal, step_fraction=share, passes=passes)
+            case Chosen(rollout, passes) if name == "sft":
+                found = lessons.Examples(*about, rollout.samples, passes)
+            case Paired(preferences) if name in lessons.PAIRWISE:
+                found = lessons.Comparisons(*about, preferences)
+            case Judged(samples, good) if name == "kto":
+                found = lessons.Verdicts(*about, samples, good, self.processes)
+            case Shown(samples) if name == "sft":
+                found = lessons.Examples(*about, samples)
+        if found is None:
+            raise ConfigError(f"objective {name} cannot learn from source {self.source.name}")
+        return found
+
+    def _of_scores(self, scored: Scored, epoch: int) -> Lesson | None:
+        name = self.objective.name
+        about = self.policy, self.objective, self.seed, epoch
+        if name in POLICY_GRADIENT and isinstance(self.tracker, credit.AdaptiveKL):
+            return self._with_critic(scored, epoch)
+        if name in POLICY_GRADIENT:
+            share = self.settings.timestep_fraction
+            return lessons.Steps(*about, scored.rollout, self.advantages(scored), step_fraction=share)
+        if name in BACKPROP:
+            return self._through_the_reward(scored, epoch)
+        if name in FORWARD_PROCESS:
+            return self._forward(scored, epoch)
+        if name == "reward-weighted":
+            failed = ~scored.scores.total.isfinite().cpu()
+            advantages = self.advantages(scored).masked_fill(failed, math.nan)
+            return lessons.Examples(*about, scored.rollout.samples, advantages=advantages)
+        return None
 
     def _through_the_reward(self, scored: Scored, epoch: int) -> Lesson:
         assert isinstance(self.source, Rollouts)

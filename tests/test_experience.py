@@ -329,6 +329,19 @@ def test_each_pair_is_asked_about_at_its_own_draw() -> None:
     assert again.time is not None and torch.equal(rows.time, again.time) and rows.seeds != other.seeds
 
 
+@pytest.mark.parametrize(("objective", "source"), [("dpo", "pairs"), ("elbo-reinforce", "rollouts")])
+def test_draws_lie_in_the_range_that_is_asked_for(objective: str, source: str) -> None:
+    """The share u of the whole range becomes 0.4 + (0.9 - 0.4) u, at the same noise."""
+    rows = []
+    for given in ({}, {"noise_range": [0.4, 0.9]}):
+        job = trainer(objective, SOURCES[source](), draws=4, **given)
+        rows.append(job.lesson(job.gather().experience).rows(torch.arange(8), 0))
+    whole, part = rows
+    assert whole.time is not None and part.time is not None and whole.seeds == part.seeds
+    assert float(whole.time.min()) < 0.3 and float(whole.time.max()) > 0.75
+    torch.testing.assert_close(part.time, 0.4 + 0.5 * whole.time)
+
+
 def test_what_cannot_be_learned_from_is_refused() -> None:
     samples = walks(4)
     with pytest.raises(InputError, match="all 4 labels are good: there is nothing to tell apart"):
