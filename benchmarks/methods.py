@@ -68,8 +68,8 @@ METHODS: dict[str, dict[str, Any]] = {
     },
     "ReST on a fitted reward": FITTED | {
         "experience": {"source": "best-of-n", "keep": [0.5, 0.25]},
-        "objective": {"name": "sft", "draws": 4},
-        "trainer": trainer(40, 64, 16, 3e-4, samples_per_prompt=8, inner_epochs=2),
+        "objective": {"name": "ppo-clip", "clip_range": 1e-3},
+        "trainer": trainer(20, 64, 16, 2e-3, samples_per_prompt=8, inner_epochs=2),
     },
     "DPO": {
         "experience": {"source": "pairs", "path": PAIRS},
@@ -119,7 +119,7 @@ def work(config: RunConfig) -> int:
     sampled, _, _ = dry_run.generated(config, 0)
     passes = settings.epochs * settings.inner_epochs
     if objective.name in POLICY_GRADIENT:
-        trained: float = settings.samples_per_epoch * config.sampler.steps
+        trained: float = dry_run.items(config) * config.sampler.steps
     else:
         both = config.experience.source.endswith("pairs") and objective.name != "sft"
         trained = dry_run.items(config) * (objective.draws or 1) * (2 if both else 1)

@@ -67,7 +67,7 @@ def trainer(epochs: int, rate: float, **rest: object) -> dict[str, object]:
     }  # fmt: skip
 
 
-NOISY = ("DDPO", "GRPO")
+NOISY = ("DDPO", "GRPO", "ReST")
 """Methods that need the likelihood of steps, so they sample with DDPM noise. The others sample without any."""
 METHODS: dict[str, dict[str, Any]] = {
     "DDPO": {
@@ -102,17 +102,22 @@ METHODS: dict[str, dict[str, Any]] = {
     },
     "ReST": {
         "experience": {"source": "best-of-n", "keep": [0.5, 0.25]},
-        "objective": {"name": "sft", "draws": 4},
-        "trainer": trainer(16, 1e-3, inner_epochs=2),
+        "objective": {"name": "ppo-clip", "clip_range": 1e-3},
+        "trainer": trainer(24, 3e-3, inner_epochs=2),
     },
 }  # fmt: skip
 """DRaFT follows the gradient of a reward that has one, which the checker is not: it trains on CLIP."""
+NOISE_RANGES = {"emoji": [0.45, 1.0], "brain-mr": [0.45, 0.9]}
+"""Where the draws of the methods lie that have draws: where a scene is decided, and on up to where two-step sampling
+begins."""
 SOURCES = {"rollouts": Rollouts, "best-of-n": BestOfN, "online-pairs": OnlinePairs}
 
 
 def configuration(task: str, name: str, seed: int) -> RunConfig:
     """The configuration of a method; the seed is that of everything but the prompts, which all runs share."""
     given = COMMON | TASKS[task] | METHODS[name] | {"seed": seed}
+    if "draws" in given["objective"]:
+        given["objective"] = {**given["objective"], "noise_range": NOISE_RANGES[task]}
     if name in NOISY:
         given["sampler"] = {**given["sampler"], "eta": 1.0}
     return parse(given)
@@ -196,7 +201,7 @@ def collect(options: argparse.Namespace) -> dict[str, Any]:
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
         "machine": machine(options.threads),
         "versions": versions(),
-        "common": COMMON,
+        "common": COMMON | {"objective.noise_range, of methods with draws": NOISE_RANGES},
         "tasks": {task: {"settings": TASKS[task], "runs": known(options.folder, task)} for task in TASKS},
     }
 
