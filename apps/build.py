@@ -33,12 +33,12 @@ from rewards.registry import load as load_reward
 log = logging.getLogger(__name__)
 
 
-def configuration(recipe: str, overrides: Sequence[str] = ()) -> RunConfig:
-    """The configuration of a recipe's name, a YAML file, or a run directory."""
+def configuration(recipe: str, overrides: Sequence[str] = (), *, made: bool = False) -> RunConfig:
+    """The configuration of a recipe's name, a YAML file, or a run directory; ``made`` where that run is only read."""
     data, origin = fields_of(find(recipe, recipes()), overrides, "model: embedded:emoji")
     if isinstance(data.get("model"), str):
         data.setdefault("modality", modality_of(data["model"]))
-    return parse(data, origin)
+    return parse(data, origin, made=made)
 
 
 STANDARD: Mapping[str, tuple[str, Sequence[str]]] = {

@@ -61,7 +61,7 @@ def trained_on(model: str, config: RunConfig, judges: build.Judges) -> Collectio
     """Names of the rewards that training saw: by the run's own configuration, and none where there was no training."""
     if not is_run(model):
         return ()
-    own = build.resolved(build.configuration(model), Path(model).expanduser())
+    own = build.resolved(build.configuration(model, made=True), Path(model).expanduser())
     return judges.trained_on if own.rewards == config.rewards else build.judges(own).trained_on
 
 
@@ -78,7 +78,7 @@ def configuration(model: str, against: str | None, overrides: Sequence[str]) -> 
     """The configuration of the run that is evaluated, or that it is compared with, or a default for two models."""
     for name in (model, against):
         if name and is_run(name):
-            return build.resolved(build.configuration(name, overrides), Path(name).expanduser())
+            return build.resolved(build.configuration(name, overrides, made=True), Path(name).expanduser())
     config = build.standard(model, overrides)
     if config is None:
         raise ConfigError(
@@ -100,7 +100,7 @@ def sampler(name: str, config: RunConfig) -> DiffusionPolicy | LanguagePolicy:
     if not is_run(name):
         return load(name)
     folder = Path(name).expanduser()
-    own = build.resolved(build.configuration(name), folder)
+    own = build.resolved(build.configuration(name, made=True), folder)
     Run.open(folder)
     if (folder / "model").is_dir():
         return load(str(folder / "model"))

@@ -39,7 +39,7 @@ class Origin:
             raise NotFoundError(f"run {name} has no adapter/ or model/: it did not finish; continue it with --resume")
         if adapter:
             raise ConfigError(f"{name} is a run with an adapter of its own, and adapter names another: {adapter}")
-        return cls(_base(folder, config.load(folder / CONFIG)), folder / "adapter", folder)
+        return cls(_base(folder, config.load(folder / CONFIG, made=True)), folder / "adapter", folder)
 
 
 def _base(run: Path, begun: RunConfig) -> str:
@@ -57,7 +57,7 @@ def _run_of(adapter: Path, model: str) -> Path | None:
     if not is_run(run):
         return None
     try:
-        base = _base(run, config.load(run / CONFIG))
+        base = _base(run, config.load(run / CONFIG, made=True))
     except UserError:
         return None
     return run if base == model or Path(base).expanduser().resolve() == Path(model).expanduser().resolve() else None
@@ -75,7 +75,7 @@ def aligned(run: Path) -> dict[str, Any]:
     ``before``, ``after``, ``difference``, ``trained_on``) and ``win_rate`` are left out where the run was not
     evaluated. It names no place.
     """
-    begun = config.load(run / CONFIG)
+    begun = config.load(run / CONFIG, made=True)
     found: dict[str, Any] = {
         "recipe": begun.name,
         "base": without_places(begun.model),

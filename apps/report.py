@@ -57,7 +57,7 @@ def page(template: str, shown: Mapping[str, Any]) -> str:
 
 def context(run: Run) -> dict[str, Any]:
     """What the template shows."""
-    config = load(run.path / "config.yaml")
+    config = load(run.path / "config.yaml", made=True)
     rows = run.metrics()
     evaluation = _read(run.path / "evaluation.json")
     won = report_measures.win(evaluation)

@@ -25,7 +25,7 @@ def opened(out: Path | None) -> Run:
 def configuration(recipe: str, overrides: Sequence[str], run: Run) -> RunConfig:
     """The run's own configuration with the overrides. Raises ConfigError for another recipe, or another run."""
     file = run.path / "config.yaml"
-    begun, wanted = load(file), load(file, overrides)
+    begun, wanted = load(file, made=True), load(file, overrides, made=True)
     _same_recipe(recipe, begun, file)
     before, after = dict(_flat(begun.model_dump(mode="json"))), dict(_flat(wanted.model_dump(mode="json")))
     for field in sorted(before.keys() | after.keys()):

@@ -18,6 +18,7 @@ from pydantic import (
     Field,
     SerializerFunctionWrapHandler,
     ValidationError,
+    ValidationInfo,
     model_serializer,
     model_validator,
 )
@@ -64,6 +65,8 @@ __all__ = [
 ]
 
 
+MADE = "made"
+"""The validation context of a run that was begun before: a field without effect did it no harm, and does none now."""
 FITTED = "folder=fitted"
 """How a reward names the reward model that the run itself fits first."""
 
@@ -285,7 +288,7 @@ class RunConfig(Section):
         return self
 
     @model_validator(mode="after")
-    def _comparable(self) -> RunConfig:
+    def _comparable(self, info: ValidationInfo) -> RunConfig:
         source, objective = self.experience.source, self.objective.name
         if bool(self.objective.ptx_coefficient) != (self.experience.demonstrations is not None):
             raise ValueError(
@@ -300,7 +303,7 @@ class RunConfig(Section):
                 f"credit.rule {self.credit.rule} compares the samples of one prompt: set trainer.samples_per_prompt"
                 " to 2 or more"
             )
-        if unused := idle.fault(self):
+        if info.context != MADE and (unused := idle.fault(self)):
             raise ValueError(unused)
         return self
 
@@ -310,18 +313,22 @@ def _divisors(total: int, near: int) -> str:
     return ", ".join(str(d) for d in sorted(divisors[:3]))
 
 
-def load(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
-    """The configuration in a YAML file, with ``a.b=c`` overrides on top.
+def load(path: Path, overrides: Sequence[str] = (), *, made: bool = False) -> RunConfig:
+    """The configuration in a YAML file, with ``a.b=c`` overrides on top. ``made``: see ``parse``.
 
     Raises NotFoundError if the file is missing, and ConfigError with file and line for anything wrong in it.
     """
-    return parse(*fields_of(path, overrides, "model: embedded:emoji"))
+    return parse(*fields_of(path, overrides, "model: embedded:emoji"), made=made)
 
 
-def parse(data: Mapping[str, Any], origin: Mapping[str, str] | None = None) -> RunConfig:
-    """A configuration from plain data. ``origin`` says where each dotted field stands, for messages."""
+def parse(data: Mapping[str, Any], origin: Mapping[str, str] | None = None, *, made: bool = False) -> RunConfig:
+    """A configuration from plain data. ``origin`` says where each dotted field stands, for messages.
+
+    ``made``: it is that of a run that was begun before, perhaps by an older version, so a field that its method has no
+    use for is no reason to refuse it.
+    """
     try:
-        return RunConfig.model_validate(data)
+        return RunConfig.model_validate(data, context=MADE if made else None)
     except ValidationError as error:
         raise ConfigError(_sentence(error, origin or {})) from None
 

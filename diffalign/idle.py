@@ -27,6 +27,11 @@ def _collecting(config: RunConfig) -> bool:
 
 RULES: tuple[Rule, ...] = (
     (("experience.collect",), _collecting, "it counts what simulated raters (experience.rater) judge before training"),
+    (
+        ("fit.collect",),
+        lambda c: c.fit is not None and c.fit.rater is not None,
+        "it counts what simulated raters (fit.rater) judge, and fit.preferences brings its own pairs",
+    ),
     (("experience.keep",), lambda c: c.experience.source == "best-of-n", "it is for experience.source best-of-n"),
     (
         ("trainer.samples_per_prompt",),
@@ -65,6 +70,8 @@ def fault(config: RunConfig) -> str:
         for field in fields:
             section, name = field.split(".")
             there = getattr(config, section)
+            if there is None:
+                continue
             value, default = getattr(there, name), type(there).model_fields[name].get_default()
             if value != default and not used(config):
                 words = why.format(

@@ -95,6 +95,10 @@ PAIRS = [*DPO, "experience.source=pairs", "experience.path=x.parquet"]
         ([*PAIRS, "trainer.samples_per_prompt=2"], "the samples of experience.source pairs were made before the run"),
         ([*PAIRS, "trainer.timestep_fraction=0.5"], "which learn from single steps: leave it out, or at 1.0"),
         ([*PAIRS, "sampler.window={steps: 2, every: 3}"], "sampler.window.every is 3, but the samples of"),
+        (
+            ["rewards=[clinician?folder=fitted]", "fit={preferences: x.parquet}", "fit.collect=8"],
+            "fit.collect is 8, but it counts what simulated raters (fit.rater) judge, and fit.preferences brings",
+        ),
         (["credit.rule=batch", "credit.min_count=8"], "credit.rule batch remembers no scores: leave it out, or at 16"),
         (
             ["objective.name=draft", "credit.clip=2"],
@@ -103,12 +107,19 @@ PAIRS = [*DPO, "experience.source=pairs", "experience.path=x.parquet"]
     ],
 )
 def test_a_field_that_the_method_has_no_use_for_is_refused(file: Path, overrides: list[str], message: str) -> None:
-    """The same configuration without that field is a good one, and so is what it is written as."""
+    """The same configuration without that field is a good one, and so is what it is written as.
+
+    A run that was begun with the field, when it was not refused yet, can still be read; other faults it cannot have.
+    """
     good = load(file, overrides[:-1])
     assert parse(yaml.safe_load(dump(good))) == good
     with pytest.raises(ConfigError) as caught:
         load(file, overrides)
     assert message in str(caught.value)
+    begun = load(file, overrides, made=True)
+    assert begun != good and parse(yaml.safe_load(dump(begun)), made=True) == begun
+    with pytest.raises(ConfigError, match="unknown field trainer.epoch"):
+        load(file, [*overrides, "trainer.epoch=3"], made=True)
 
 
 def test_a_wrong_field_in_the_file_is_found_by_its_line(file: Path) -> None:

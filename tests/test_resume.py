@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from apps import build
+from apps import build, generate_origin, report
+from apps.label import generated
 from diffalign.runs import Run
 from tests import test_cli
 from tests.test_cli import diffalign
@@ -141,3 +142,22 @@ def test_kill_at_any_moment_leaves_a_run_that_resumes_bit_for_bit(desk: Path) ->
     assert (desk / "long" / weights).read_bytes() == (desk / "straight" / weights).read_bytes()
     logged = [row["step"] for row in Run(desk / "long").metrics() if "reward/total" in row]
     assert logged == list(range(1, total + 1))
+
+
+def test_a_run_begun_with_a_field_that_is_refused_today_stays_usable(desk: Path) -> None:
+    """Its own ``config.yaml`` has a field without effect: it is read by all that look at runs, and not begun again."""
+    assert diffalign("align", "run.yaml", "--set", "trainer.epochs=1").exit_code == 0
+    run = Run.open(desk / "runs" / "run")
+    text = (run.path / "config.yaml").read_text()
+    assert "min_count: 16" in text
+    (run.path / "config.yaml").write_text(text.replace("min_count: 16", "min_count: 8"))
+    evaluated = diffalign("evaluate", "runs/run", "--set", "evaluation.seeds_per_prompt=1")
+    assert evaluated.exit_code == 0, evaluated.stderr
+    assert report.write(run).is_file()
+    assert generate_origin.Origin.of("runs/run", None).model == str(build.configuration("run.yaml").model)
+    assert generated.plan(["runs/run"], None, [], None, None, None, 0).config.credit.min_count == 8
+    resumed = diffalign("align", "runs/run", "--resume", "--out", "runs/run", "--set", "trainer.epochs=2")
+    assert resumed.exit_code == 0, resumed.stderr
+    for dry in ([], ["--dry-run"]):
+        again = diffalign("align", "runs/run/config.yaml", *dry)
+        assert again.exit_code == 2 and "credit.min_count is 8, but credit.rule batch remembers" in again.stderr

@@ -75,7 +75,7 @@ def _configuration(names: Sequence[str], overrides: Sequence[str], wanted: str |
     """The configuration of the first run, else what stands for the first model, else a plain one."""
     run = next((name for name in names if evaluate.is_run(name)), None)
     if run is not None:
-        return build.configuration(run, overrides)
+        return build.configuration(run, overrides, made=True)
     if (config := build.standard(names[0], overrides)) is not None:
         return config
     recipe = next((name for name in recipes() if build.configuration(name).model == names[0]), None)
