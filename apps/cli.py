@@ -13,7 +13,7 @@ from typing import Any
 import click
 
 from apps.label.commands import label
-from apps.reported import SET, reported
+from apps.reported import SET, Commands, reported
 
 LISTS = ("recipes", "models", "rewards", "objectives", "assets")
 FORMATS = ("parquet", "imagefolder", "webdataset", "dicom", "png")
@@ -23,7 +23,7 @@ def _out(default: str) -> Callable[..., Any]:
     return click.option("--out", type=click.Path(path_type=Path), help=f"Folder to write to.  [default: {default}]")
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(package_name="diffalign", message="%(prog)s %(version)s")
 def main() -> None:
     """Align image and text generators to what people prefer."""
@@ -152,7 +152,7 @@ def serve(spec: str, host: str, port: int, token: str, without_token: bool) -> N
 @_out("runs/NAME")
 @click.option("--resume", is_flag=True, help="Continue the dataset in --out; what is there is kept.")
 @click.option("--dry-run", is_flag=True, help="Print what would be made; make nothing.")
-@click.option("--export", "exports", multiple=True, metavar="FORMAT", help="Hand it out in this form too; repeatable.")
+@click.option("--export", "exports", multiple=True, type=click.Choice(FORMATS), help="Hand it out too; repeatable.")
 @click.option("--allow-unsafe", is_flag=True, help="Export though privacy was not assessed, or failed; it is recorded.")
 @reported
 def generate(

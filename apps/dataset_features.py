@@ -28,7 +28,7 @@ from apps import hashes
 from apps.dataset_cache import Piece, Shelf
 from apps.progress import Status
 from diffalign import assets, images, parquet
-from diffalign.errors import ConfigError, InputError, NotFoundError
+from diffalign.errors import ConfigError, InputError, NotFoundError, RefusedError
 from diffalign.seeds import derive
 from diffalign.synthesis import tables
 from diffalign.synthesis.cases import Case, Value
@@ -36,7 +36,7 @@ from diffalign.synthesis.estimates import Floats
 from diffalign.synthesis.gates import small
 from diffalign.synthesis.naming import without_places
 from diffalign.synthesis.rows import shown
-from diffalign.synthesis.store import SPEC, Generated
+from diffalign.synthesis.store import SPEC, Generated, unfinished
 
 WORLDS = ("brain-mr", "emoji")
 TRAINED_ON = 30_000
@@ -79,7 +79,7 @@ class Made:
     def __init__(self, folder: Path) -> None:
         self.generated = Generated.open(folder)
         if not self.generated.complete:
-            raise InputError(f"{folder} is not complete; continue it with `diffalign generate ... --resume` first")
+            raise RefusedError(unfinished(folder))
         self.cases: list[Case] = [case for case in self.generated.cases() if case.image is not None]
         if not self.cases:
             raise InputError(f"{folder} has no images, and only images are evaluated")

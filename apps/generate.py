@@ -49,14 +49,15 @@ def run(
             raise ConfigError("several processes need --out, so that all of them write to the same folder")
         named = _begun(recipe, out) if resume and out else recipe
         # Whatever is wrong in the specification is told before models are loaded, and before their libraries are.
-        spec = load(named, overrides)
+        spec, origin = load(named, overrides), _origin(named, overrides)
         folder = out or unused_folder(Path("runs") / spec.name)
         if not resume:
             with disk_errors(f"cannot write {folder}", folder):
                 require_empty(folder)
-        generate_names.check(spec)
+        with specification.placed(origin):
+            generate_names.check(spec)
         source = None if resume else generate_again.folder_of(_path(named))
-        _make(spec, folder, source, resume=resume, speaks=rank == 0)
+        seconds = _make(spec, origin, folder, source, resume=resume, speaks=rank == 0)
     except UserError:
         if rank:
             time.sleep(GRACE)
@@ -66,20 +67,27 @@ def run(
             _interrupted(recipe, overrides, folder)
         return 130
     if not rank:
-        _show(folder)
+        _show(folder, None if resume else seconds)
         _export(folder, exports, allow_unsafe=allow_unsafe)
     return 0
 
 
-def _make(spec: Spec, folder: Path, source: Path | None, *, resume: bool, speaks: bool) -> None:
-    """Makes the cases. ``source`` is the dataset that the specification lies in; one process of several speaks."""
+def _make(
+    spec: Spec, origin: Mapping[str, str], folder: Path, source: Path | None, *, resume: bool, speaks: bool
+) -> float:
+    """Makes the cases, and returns in how many seconds, without what was loaded before and written about them at last.
+
+    ``origin`` says where each field of the specification stands, and ``source`` is the dataset that it lies in, if it
+    lies in one. One process of several speaks.
+    """
     from apps import dataset_report, generate_models
 
     found = rows.survey(spec)
     if speaks:
         _warn(found)
     workers = generate_models.workers()
-    made = generate_models.Makers(spec)
+    with specification.placed(origin):
+        made = generate_models.Makers(spec)
     manifest = made.manifest(found)
     if source is not None and speaks:
         generate_again.compare(spec, manifest, source)
@@ -87,12 +95,19 @@ def _make(spec: Spec, folder: Path, source: Path | None, *, resume: bool, speaks
     if speaks:
         _begin(spec, folder, manifest, resume=resume)
     workers.meet()
+    began, ended = time.monotonic(), list[float]()
+
+    def at_end() -> None:
+        ended.append(time.monotonic())
+        dataset_report.write(folder)
+
     with Status() as status:
         Engine(
             spec, folder, made.makers(), duplicates=made.duplicates, workers=workers,
             on_progress=status if speaks else (lambda *_: None), say=status.say if speaks else (lambda _: None),
-            at_end=lambda: dataset_report.write(folder),
+            at_end=at_end,
         ).run()  # fmt: skip
+    return (ended or [time.monotonic()])[0] - began
 
 
 def load(recipe: str, overrides: Sequence[str]) -> Spec:
@@ -100,6 +115,11 @@ def load(recipe: str, overrides: Sequence[str]) -> Spec:
     path = _path(recipe)
     generate_again.check_places(path, overrides)
     return specification.load(path, overrides)
+
+
+def _origin(recipe: str, overrides: Sequence[str]) -> Mapping[str, str]:
+    """Where each field of the specification stands."""
+    return fields_of(_path(recipe), overrides, "cases: 100")[1]
 
 
 def _path(recipe: str) -> Path:
@@ -138,13 +158,9 @@ def _begin(spec: Spec, folder: Path, manifest: Manifest, *, resume: bool) -> Non
     try:
         done = beginning.resume(spec, folder, manifest)
     except RefusedError as error:
-        raise RefusedError(f"{error} (its own specification: {_again(folder)})") from None
+        again = store.command_to_continue(folder)
+        raise RefusedError(f"{error} (by its own specification: '{again}')") from None
     click.echo(f"{folder} is complete already" if done else f"continuing {folder}")
-
-
-def _again(folder: Path) -> str:
-    """The command that continues a dataset by its own specification."""
-    return f"'diffalign generate {folder / store.SPEC} --resume --out {folder}'"
 
 
 def _interrupted(recipe: str, overrides: Sequence[str], folder: Path | None) -> None:
@@ -159,13 +175,16 @@ def _interrupted(recipe: str, overrides: Sequence[str], folder: Path | None) -> 
     )
 
 
-def _show(folder: Path) -> None:
-    """What came of it: how many cases, and the strata that were hardest to fill."""
+def _show(folder: Path, seconds: float | None) -> None:
+    """What came of it: how many cases, and the strata that were hardest to fill. ``seconds`` are those of all attempts,
+    where they are known.
+    """
     dataset = Generated.open(folder)
     strata = dataset.acceptance()
     dataset.close()
     cases, attempts = (sum(getattr(one, name) for one in strata.values()) for name in ("accepted", "attempts"))
-    click.echo(f"{cases} cases by {attempts} attempts")
+    took = "" if seconds is None else f" in {seconds:.1f} s, {seconds / max(1, attempts):.3g} s an attempt"
+    click.echo(f"{cases} cases by {attempts} attempts{took}")
     for line in lines(strata)[:WORST]:
         click.echo(f"  {line}")
     click.echo(f"dataset: {folder}")
@@ -198,7 +217,8 @@ def plan(recipe: str, overrides: Sequence[str]) -> None:
     from apps import generate_plan
 
     spec = load(recipe, overrides)
-    generate_names.check(spec)
+    with specification.placed(_origin(recipe, overrides)):
+        generate_names.check(spec)
     found = rows.survey(spec)
     _warn(found)
     source = generate_again.folder_of(_path(recipe))

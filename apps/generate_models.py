@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import logging
 import math
 import os
@@ -36,6 +37,7 @@ from diffalign.types import Prompt, Reward, Sample
 from pipelines.diffusion import DiffusionPolicy
 from pipelines.language import LanguagePolicy
 from pipelines.loading import load_policy, locate, modality_of
+from rewards import registry
 from rewards.registry import load as load_reward
 
 
@@ -105,14 +107,25 @@ class Makers:
 
     def _gates(self) -> list[gates.Gate]:
         found: list[gates.Gate] = []
-        for gate in self.spec.gates:
+        for i, gate in enumerate(self.spec.gates):
             if isinstance(gate, BlankGate):
                 found.append(gates.Blank(gate.contrast))
             elif isinstance(gate, RewardGate):
+                self._check_part(gate, f"gates.{i}.part")
                 found.append(gates.Floor(self.rewards[gate.reward], gate.part, gate.at_least))
             elif isinstance(gate, MemorisedGate):
                 found.append(gates.Memorised(_pictures(gate.images), gate.distance))
         return found
+
+    def _check_part(self, gate: RewardGate, field: str) -> None:
+        """Raises ConfigError for a part that the reward has not: no case would ever pass."""
+        known = registry.parts(gate.reward, self.rewards[gate.reward])
+        if gate.part is None or known is None or gate.part in known:
+            return
+        near = difflib.get_close_matches(gate.part, known, 1)
+        hint = f"did you mean {near[0]}? " if near else ""
+        there = f"its parts are {', '.join(known)}" if known else "it has none"
+        raise ConfigError(f"{field}: the reward {gate.reward} has no part {gate.part!r}; {hint}{there}")
 
     @cached_property
     def duplicates(self) -> gates.Duplicates | None:

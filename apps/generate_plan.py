@@ -12,7 +12,7 @@ from apps.generate_origin import Origin
 from diffalign import assets
 from diffalign.synthesis.journal import PARTS
 from diffalign.synthesis.rows import Survey
-from diffalign.synthesis.spec import Spec
+from diffalign.synthesis.spec import GateConfig, RewardGate, Spec
 from diffalign.synthesis.store import Generated
 from pipelines.naming import FETCHED, locate
 from rewards.arguments import split
@@ -33,9 +33,8 @@ def show(spec: Spec, found: Survey, again: Path | None) -> None:
     _line("splits", ", ".join(f"{name} {count:,}" for name, count in found.splits.items()))
     _line("strata", _strata(found))
     _line("attempts", _attempts(spec, found.count, again))
-    _line("gates", ", ".join(gate.gate for gate in spec.gates) or "none but decodable: nothing is judged")
-    fewer = f"; --set cases={FEW} makes few" if spec.cases is not None and spec.cases > FEW else ""
-    _line("time", f"not known before some are made{fewer}")
+    _line("gates", ", ".join(map(_gate, spec.gates)) or "none but decodable: nothing is judged")
+    _line("time", _time(spec, found.count))
     _line("not looked up", ", ".join(_remote(spec)) or "nothing: all that is named is here")
     click.echo("\nwork")
     for label, value in _work(spec, found.count):
@@ -48,6 +47,21 @@ def show(spec: Spec, found: Survey, again: Path | None) -> None:
 
 def _line(label: str, value: str) -> None:
     click.echo(f"{label + ':':<20} {value}")
+
+
+def _gate(gate: GateConfig) -> str:
+    if not isinstance(gate, RewardGate):
+        return gate.gate
+    return f"{gate.reward}{f'/{gate.part}' if gate.part else ''} >= {gate.at_least:g}"
+
+
+def _time(spec: Spec, count: int) -> str:
+    """How to find out how long it takes: it depends on the machine, and on what the gates reject."""
+    if count <= FEW:
+        return "not known, but these are few"
+    if spec.cases is None:
+        return "not known; each chunk is kept, so begin it, watch the progress, and stop and --resume it as you like"
+    return f"not known; --set cases={FEW} --out FOLDER makes few, and says how many seconds an attempt took"
 
 
 def _strata(found: Survey) -> str:

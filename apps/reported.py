@@ -54,6 +54,22 @@ def reported(command: Callable[..., None]) -> Callable[..., None]:
     return run
 
 
+class Commands(click.Group):
+    """The commands, of which a wrong word on the line is told in one sentence, as every other mistake is."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """See click; what it finds wrong of the commands below this one ends here."""
+        try:
+            return super().invoke(ctx)
+        except click.UsageError as error:
+            if isinstance(error, click.exceptions.NoArgsIsHelpError):
+                raise
+            said = " ".join(error.format_message().split()).rstrip(".")
+            command = error.ctx.command_path if error.ctx is not None else ctx.command_path
+            click.echo(f"error: {said[:1].lower()}{said[1:]} (see '{command} --help')", err=True)
+            sys.exit(error.exit_code)
+
+
 def printable(text: str) -> str:
     """The text as a terminal may see it: no control codes but the ends of lines, no halves of characters."""
     return "".join(c if c.isprintable() or c == "\n" else "\N{REPLACEMENT CHARACTER}" for c in text)

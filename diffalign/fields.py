@@ -72,6 +72,8 @@ def _override(data: dict[str, Any], override: str, origin: dict[str, str]) -> No
         target[keys[-1]] = parsed
     dotted = ".".join(keys)
     stood = origin.get(dotted)
+    for below in [name for name in origin if name.startswith(f"{dotted}.")]:
+        del origin[below]  # what stood in the file there is gone
     origin[dotted] = f"--set {override}" + (f" (in place of {stood})" if stood else "")
 
 

@@ -107,6 +107,11 @@ def check(spec: str) -> None:
         raise NotFoundError(f"there is no file {file}, which the reward {spec!r} names")
 
 
+def parts(spec: str, reward: Reward) -> list[str] | None:
+    """The names of the parts that a loaded reward gives; None where only its scores tell, as of a user's function."""
+    return list(reward([]).parts) if split(spec)[0] in REWARDS else None
+
+
 def load(spec: str) -> Reward:
     """The reward that ``NAME``, ``NAME?arg=value&…``, ``path/to/file.py:attr``, ``module:attr`` or an address names."""
     if spec.startswith(("http://", "https://")):

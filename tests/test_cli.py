@@ -387,3 +387,22 @@ def test_list(what: str) -> None:
 def test_doctor() -> None:
     result = diffalign("doctor")
     assert "torch" in result.output and "memory" in result.output
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["export", ".", "--format", "typo"], "invalid value for '--format': 'typo' is not one of 'parquet', "),
+        (["generate", "x.yaml", "--export", "typo"], "invalid value for '--export': 'typo' is not one of 'parquet', "),
+        (["list", "typo"], "'typo' is not one of 'recipes', 'models', 'rewards', 'objectives', 'assets' (see '"),
+        (["list"], "missing argument '{recipes|models|rewards|objectives|assets}'. Choose from: recipes, models, "),
+        (["label", "export", "x", "--format", "typo"], "invalid value for '--format': 'typo' is not one of 'prefer"),
+        (["align", "quickstart", "--rezume"], "no such option '--rezume'. Did you mean '--resume'? (see '"),
+        (["aling"], "no such command 'aling'. Did you mean 'align'? (see '"),
+    ],
+)
+def test_a_wrong_word_on_the_command_line_is_one_sentence(words: list[str], said: str) -> None:
+    """As every other mistake: one line on stderr, and status 2."""
+    result = diffalign(*words)
+    assert result.exit_code == 2 and result.stdout == "" and result.stderr.count("\n") == 1
+    assert result.stderr.startswith("error: ") and said in result.stderr

@@ -326,7 +326,7 @@ def test_what_is_wrong_in_a_table(tmp_path: Path, content: str, overrides: list[
         ("axes.side=3", r"axes.side: an axis is a list of values"),
         ("axes.side={integer: [5, 2]}", r"axes.side: the range goes from 5 to 2"),
         ("axes.side={integer: [1, 2], mean: 1}", r"axes.side: mean and sd go with distribution: normal"),
-        ("axes.side={integer: [1, 2], men: 1}", r"axes.side: men: unknown field; did you mean mean\?"),
+        ("axes.side={integer: [1, 2], men: 1}", r"axes.side: unknown field men; did you mean mean\?"),
         ("splits={train: 0.8, test: 0.1}", r"splits add up to 0.9, not to 1"),
         ("splits={../x: 1.0}", r"splits: '../x' is no name of a split"),
         ("splits={a: 0.5, A: 0.5}", r"splits: two names differ in capitals only"),
@@ -335,27 +335,27 @@ def test_what_is_wrong_in_a_table(tmp_path: Path, content: str, overrides: list[
         ("strata=[plan]", r"strata: there is no axis plan; did you mean plane\?"),
         ("strata=[plane, plane]", r"strata: plane stands there twice"),
         ("conditions=[{when: {lession: none}, drop: [side]}]", r"conditions.0: there is no axis lession; did you mean"),
-        ("conditions=[{when: {lesion: non}, drop: [side]}]", r"conditions.0.when: lesion is never 'non'; there"),
+        ("conditions=[{when: {lesion: non}, drop: [side]}]", r"conditions.0.when: lesion is never 'non'; did you mean"),
         ("conditions=[{when: {side: left}, drop: [plane]}]", r"conditions.0: plane stands before side, on which it"),
         ("conditions=[{when: {lesion: none}}]", r"conditions.0: it neither sets nor drops an axis"),
         ("conditions=[]", None),
-        ("image.template=a {plan} slice", r"image.template: \{plan\} is no column; there are plane, lesion, side"),
+        ("image.template=a {plan} slice", r"image.template: \{plan\} is no column; did you mean plane\?"),
         ("image.template=lesion {side}", r"image.template: \{side\} is empty in row 8 \(plane axial, lesion none\)"),
         ("image.template=a {plane", r"image.template: 'a \{plane': .*write a brace that is meant as one twice"),
         ("image.template=a {plane.__class__}", r"in braces stands the name of a column, such as \{plane\}"),
         ("image.template={world: brain-mr}", r"row 0 .* is none of the world brain-mr: brain-mr attributes lack"),
         ("image.template={world: findings}", r"image.template: task is missing: findings or explain"),
         ("image.template=[{when: {lesion: none}, text: x}]", r"none is for row 0 .*; add one without when"),
-        ("image.modle=x", r"image.modle: unknown field; did you mean image.model\?"),
+        ("image.modle=x", r"unknown field image.modle; did you mean image.model\?"),
         ("image.sampler={window: {steps: 2, every: 3}}", r"image.sampler: window.every moves the window in training"),
         ("image=null", r"there is neither image nor text"),
         ("cases=0", r"cases: input should be greater than or equal to 1 \(given: 0\)"),
         ("cases=null", r"cases is missing: how many rows"),
         ("table={file: x.csv}", r"give axes, from which rows are drawn, or a table of rows"),
-        ("gates=[blan]", r"gates.0: there is no gate 'blan'; there are decodable, blank"),
-        ("gates=[{gate: blank, contrst: 1}]", r"gates.0: contrst: unknown field; did you mean contrast\?"),
-        ("gates=[{gate: reward, reward: clip, at_least: 1}]", r"gates.0: .* clip is not among rewards \(none\)"),
-        ("gates=[{gate: reward, reward: clip, at_last: 1}]", r"gates.0: at_last: unknown field; did you mean at_least"),
+        ("gates=[blan]", r"gates.0: there is no gate 'blan'; did you mean blank"),
+        ("gates=[{gate: blank, contrst: 1}]", r"gates.0: unknown field contrst; did you mean contrast\?"),
+        ("gates=[{gate: reward, reward: clip, at_least: 1}]", r"gates.0: .* clip is not among rewards; there are none"),
+        ("gates=[{gate: reward, reward: clip, at_last: 1}]", r"gates.0: unknown field at_last; did you mean at_least"),
         ("gates=[blank, blank]", r"gates: blank stands there twice"),
         ("attempts=true", r"attempts: input should be a number, not true or false"),
         ("name=../up", r"name: string should match pattern"),
@@ -368,7 +368,10 @@ def test_what_is_wrong_in_a_specification(tmp_path: Path, override: str, said: s
         return
     with pytest.raises(ConfigError, match=said) as caught:
         load(tmp_path, AXES, override)
-    assert "\n" not in str(caught.value)
+    told = str(caught.value)
+    assert "\n" not in told
+    whole = ("there is neither image nor text", "give axes, from which rows are drawn")
+    assert told.startswith((f"--set {override} (in place of ", f"--set {override}: ", str(tmp_path), *whole))
 
 
 def test_an_error_names_the_line(tmp_path: Path) -> None:
@@ -376,6 +379,10 @@ def test_an_error_names_the_line(tmp_path: Path) -> None:
         load(tmp_path, AXES.replace("0.75", "0.8"))
     with pytest.raises(ConfigError, match=r"spec.yaml:9: strata: there is no axis plan"):
         load(tmp_path, AXES.replace("strata: [plane]", "strata: [plan]"))
+    with pytest.raises(ConfigError, match=r"spec.yaml:12: image.template: \{plan\} is no column; did you mean plane\?"):
+        load(tmp_path, AXES.replace('- "{plane} slice"', '- "{plan} slice"'))
+    with pytest.raises(ConfigError, match=r"spec.yaml:10: the field image.model is missing"):
+        load(tmp_path, AXES.replace("  model: embedded:brain-mr\n", ""))
 
 
 @pytest.mark.parametrize("name", list(dataset_recipes()))

@@ -132,6 +132,17 @@ def test_adapters(
         (["rewards=[comp]"], r"there is no reward 'comp'"),
         (["gates=[{gate: memorised, images: nowhere}]"], r"memorised.images: there is no folder nowhere"),
         (["device=tpu9"], r"device 'tpu9' cannot be used here"),
+        (
+            [
+                "rewards=[emoji-checker]",
+                "gates=[blank, {gate: reward, reward: emoji-checker, part: cuont, at_least: 1}]",
+            ],
+            r"gates.1.part: the reward emoji-checker has no part 'cuont'; did you mean count\? its parts .* everything",
+        ),
+        (
+            ["gates=[{gate: reward, reward: compressibility, part: everything, at_least: 1}]"],
+            r"gates.0.part: the reward compressibility has no part 'everything'; it has none",
+        ),
     ],
 )
 def test_what_cannot_be_loaded_is_told_before_anything_is_written(
@@ -164,7 +175,7 @@ def test_a_dry_run_knows_the_names(tiny: Path, overrides: list[str], said: str, 
     monkeypatch.setattr(generate_models, "load_policy", load)
     monkeypatch.setattr(generate_models, "load_reward", load)
     generate.plan(str(tiny), [])
-    with pytest.raises(UserError, match=said):
+    with pytest.raises(UserError, match=rf"^--set .*{said}"):
         generate.plan(str(tiny), overrides)
 
 
@@ -247,8 +258,14 @@ def test_interrupted(tmp_path: Path, tiny: Path, monkeypatch: pytest.MonkeyPatch
     assert hint in capsys.readouterr().err
     with pytest.raises(ConfigError, match="not empty: choose another --out, or continue it with --resume"):
         generate.run(str(tiny), ["seed=3"], tmp_path / "out")
-    with pytest.raises(RefusedError, match=r"seed was 3, and is 0.*out/spec.yaml --resume --out"):
-        generate.run(str(tiny), [], tmp_path / "out", resume=True)
+    out = tmp_path / "out"
+    command = f"'diffalign generate {out} --resume --out {out}'"
+    with pytest.raises(RefusedError, match=rf"seed was 3, and is 0.*{re.escape(command)}"):
+        generate.run(str(tiny), [], out, resume=True)
+    whole = f"{out} is not finished: continue it with {command}"
+    for looked_at in (["verify"], ["evaluate", "--against", "."], ["export", "--format", "png", "--allow-unsafe"]):
+        done = CliRunner().invoke(main, [*looked_at, str(out)])
+        assert done.exit_code == 2 and done.output.splitlines()[-1] == f"error: {whole}", done.output
     monkeypatch.undo()
     assert generate.run(str(tiny), ["seed=3"], tmp_path / "out", resume=True) == 0
     assert generate.run(str(tiny), ["seed=3"], tmp_path / "whole") == 0
@@ -274,6 +291,24 @@ def test_the_plan_loads_no_model(tiny: Path, monkeypatch: pytest.MonkeyPatch, ca
     said = " ".join(capsys.readouterr().out.split())
     assert "cases: 7, each of an image and a table row" in said and "3 red 2 green 2 blue" in said
     assert "images to make: 7 to 56" in said and "denoiser calls: 21 to 168" in said
+    assert "gates: blank time: not known, but these are few" in said
+
+
+def test_the_plan_names_what_it_will_judge_by(tiny: Path, capsys: Any) -> None:
+    """Two gates of rewards are told apart; of many cases it says how to find out how long they take."""
+    gate = "{gate: reward, reward: emoji-checker, part: PART, at_least: 0.5}"
+    judged = f"gates=[blank, {gate.replace('PART', 'count')}, {gate.replace('part: PART, ', '')}]"
+    generate.plan(str(tiny), ["cases=700", "rewards=[emoji-checker]", judged])
+    said = " ".join(capsys.readouterr().out.split())
+    assert "gates: blank, emoji-checker/count >= 0.5, emoji-checker >= 0.5 time:" in said
+    assert "--set cases=20 --out FOLDER makes few, and says how many seconds an attempt took" in said
+
+
+def test_the_seconds_of_an_attempt(tmp_path: Path, tiny: Path, capsys: Any) -> None:
+    """They are those of the work divided by all attempts, which are 7 here where nothing is rejected."""
+    generate.run(str(tiny), ["gates=[]"], tmp_path / "out")
+    found = re.search(r"7 cases by 7 attempts in ([\d.]+) s, ([\d.e-]+) s an attempt", capsys.readouterr().out)
+    assert found and float(found[1]) > 0 and abs(float(found[2]) * 7 - float(found[1])) <= 0.1
 
 
 def test_recipes_are_listed(capsys: Any) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Annotated, Any, Literal
@@ -11,7 +10,7 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from diffalign.section import Section
 from diffalign.synthesis.cases import Value
-from diffalign.synthesis.faults import made
+from diffalign.synthesis.faults import made, meant
 
 Cell = str | int | float | bool
 When = dict[str, Any]
@@ -195,10 +194,9 @@ def _never(
     known = [value for form in forms if isinstance(form, Category) for value in form.values]
     for one in wanted if isinstance(wanted, list) else [wanted]:
         if one not in known:
-            return f"{name} is never {one!r}; there are {', '.join(map(str, dict.fromkeys(known)))}"
+            return f"{name} is never {one!r}; {meant(str(one), map(str, dict.fromkeys(known)))}"
     return None
 
 
 def _unknown(name: str, axes: Mapping[str, object]) -> str:
-    near = difflib.get_close_matches(name, axes, n=1)
-    return f"there is no axis {name}; " + (f"did you mean {near[0]}?" if near else f"there are {', '.join(axes)}")
+    return f"there is no axis {name}; {meant(name, axes)}"

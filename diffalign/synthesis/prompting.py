@@ -8,6 +8,7 @@ from string import Formatter
 from diffalign.errors import ConfigError
 from diffalign.synthesis.axes import matches
 from diffalign.synthesis.cases import Value
+from diffalign.synthesis.faults import meant
 from diffalign.synthesis.journal import PARTS, Part, Row
 from diffalign.synthesis.spec import Spec, Template, TextChoice, WorldCaption
 from diffalign.types import Prompt
@@ -34,10 +35,12 @@ class Prompting:
         for choice in template:
             for name in choice.when:
                 if name not in self.columns:
-                    raise ConfigError(f"{part}.template: when names {name}, and there are {', '.join(self.columns)}")
+                    raise ConfigError(
+                        f"{part}.template: when names {name}, which is no column; {meant(name, self.columns)}"
+                    )
             for name in _fields(part, choice.text):
                 if name not in self.columns:
-                    raise ConfigError(f"{part}.template: {{{name}}} is no column; there are {', '.join(self.columns)}")
+                    raise ConfigError(f"{part}.template: {{{name}}} is no column; {meant(name, self.columns)}")
 
     def check(self, row: Row) -> None:
         """Raises ConfigError where a prompt cannot be made of the row."""

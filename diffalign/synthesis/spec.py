@@ -6,11 +6,11 @@ is wrong is told in one sentence, with file and line, before anything is made.
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -18,12 +18,12 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BeforeValidator, Field, ValidationError, field_validator, model_validator
 
-from diffalign.errors import ConfigError
+from diffalign.errors import ConfigError, InputError, NotFoundError
 from diffalign.fields import fields_of, standing_at
 from diffalign.sampling import GenerationConfig, SamplerConfig
 from diffalign.section import Section
 from diffalign.synthesis.axes import AxisConfig, ConditionConfig, When, fault_of, shares
-from diffalign.synthesis.faults import first_of, made
+from diffalign.synthesis.faults import first_of, made, meant
 from diffalign.synthesis.naming import without_places
 
 Kind = Literal["category", "integer", "number", "text", "boolean"]
@@ -181,7 +181,7 @@ def _gate(value: object) -> object:
     fields = value if isinstance(value, Mapping) else {"gate": value}
     kind = GATES.get(str(fields.get("gate")))
     if kind is None:
-        raise ValueError(f"there is no gate {fields.get('gate')!r}; there are {', '.join(GATES)}")
+        raise ValueError(f"there is no gate {fields.get('gate')!r}; {meant(str(fields.get('gate')), GATES)}")
     return made(kind, fields)
 
 
@@ -248,7 +248,7 @@ class Spec(Section):
         for i, gate in enumerate(self.gates):
             if isinstance(gate, RewardGate) and gate.reward not in self.rewards:
                 raise ValueError(
-                    f"gates.{i}: the reward {gate.reward} is not among rewards ({', '.join(self.rewards) or 'none'})"
+                    f"gates.{i}: the reward {gate.reward} is not among rewards; {meant(gate.reward, self.rewards)}"
                 )
             if isinstance(gate, DuplicateGate | MemorisedGate) and self.image is None:
                 raise ValueError(f"gates.{i}: {gate.gate} is about images, and none are made")
@@ -305,26 +305,25 @@ def load(path: Path, overrides: Sequence[str] = ()) -> Spec:
 
     data, origin = fields_of(path, overrides, "cases: 100")
     spec = parse(data, origin)
-    if spec.table is not None:
-        spec = spec.model_copy(update={"table": rows.known(spec.table, path.parent)})
-        _check_columns(spec, origin)
-    rows.survey(spec)
+    with placed(origin):
+        if spec.table is not None:
+            spec = spec.model_copy(update={"table": rows.known(spec.table, path.parent)})
+            _check_columns(spec)
+        rows.survey(spec)
     return spec
 
 
-def _check_columns(spec: Spec, origin: Mapping[str, str]) -> None:
+def _check_columns(spec: Spec) -> None:
     from diffalign.synthesis import rows
 
     columns = rows.columns(spec)
     for column in spec.strata:
         kind = columns.get(column)
         if kind is None:
-            near = difflib.get_close_matches(column, columns, n=1)
-            known = f"did you mean {near[0]}?" if near else f"it has {', '.join(columns)}"
-            raise ConfigError(f"{standing_at('strata', origin)}strata: the table has no column {column}; {known}")
+            raise ConfigError(f"strata: the table has no column {column}; {meant(column, columns)}")
         if kind not in ("category", "boolean"):
             raise ConfigError(
-                f"{standing_at('strata', origin)}strata: {column} is a column of kind {kind}; strata are made of"
+                f"strata: {column} is a column of kind {kind}; strata are made of"
                 f" categories; where it is one, say so by table.columns: {{{column}: category}}"
             )
 
@@ -338,7 +337,26 @@ def parse(data: Mapping[str, Any], origin: Mapping[str, str] | None = None) -> S
 
 
 def _sentence(error: ValidationError, origin: Mapping[str, str]) -> str:
-    dotted, reason = first_of(error, Spec)
+    dotted, sentence = first_of(error, Spec)
     # A sentence about the whole specification begins with the field that it is about.
-    stands = dotted or reason.partition(":")[0].partition(" ")[0]
-    return f"{standing_at(stands, origin)}{dotted + ': ' if dotted else ''}{reason}"
+    return f"{standing_at(dotted or _leading(sentence), origin)}{sentence}"
+
+
+def _leading(sentence: str) -> str:
+    """The dotted field that a sentence begins with."""
+    return re.split(r"[: ]", sentence, maxsplit=1)[0]
+
+
+@contextmanager
+def placed(origin: Mapping[str, str]) -> Iterator[None]:
+    """Inside it an error whose sentence begins with a field of the specification gets the file and line of it.
+
+    ``origin`` says where each field stands, as ``fields_of`` does.
+    """
+    try:
+        yield
+    except (ConfigError, InputError, NotFoundError) as error:
+        field = _leading(str(error))
+        if field.partition(".")[0] not in Spec.model_fields:
+            raise
+        raise type(error)(f"{standing_at(field, origin)}{error}") from error.__cause__

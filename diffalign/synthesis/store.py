@@ -23,6 +23,16 @@ if TYPE_CHECKING:
 MANIFEST, JOURNAL, SPEC, FILES = "manifest.json", "journal.sqlite", "spec.yaml", "files"
 
 
+def unfinished(folder: Path) -> str:
+    """What a command says of a dataset that has not come to its end: how to continue it by its own specification."""
+    return f"{folder} is not finished: continue it with '{command_to_continue(folder)}'"
+
+
+def command_to_continue(folder: Path) -> str:
+    """What goes on with a dataset by the specification in its folder."""
+    return f"diffalign generate {folder} --resume --out {folder}"
+
+
 @dataclass(frozen=True, slots=True)
 class Acceptance:
     """How a stratum was filled."""

@@ -45,10 +45,7 @@ def verify(folder: Path) -> Iterator[Check]:
     """
     if any((folder / name).exists() for name in (store.JOURNAL, store.SPEC, store.FILES)):
         if _unfinished(folder):
-            raise RefusedError(
-                f"{folder} is not finished, so it cannot be verified yet: continue it with 'diffalign generate RECIPE"
-                f" --resume --out {folder}'"
-            )
+            raise RefusedError(store.unfinished(folder))
         yield from _dataset(folder)
     elif any((folder / name).exists() for name in (sums.NAME, exports.MANIFEST, provenance.NAME)):
         yield from _export(folder)
@@ -129,7 +126,7 @@ def _specification(folder: Path) -> Faults:
 def _cases(folder: Path) -> Faults:
     source = Generated.open(folder)
     if not source.complete:
-        yield "the dataset is not complete: continue it with --resume"
+        yield store.unfinished(folder)
     ids, columns = set[str](), set(source.manifest.columns)
     for case in source.cases():
         if case.id in ids:

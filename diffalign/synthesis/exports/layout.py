@@ -18,7 +18,7 @@ from typing import Any, Literal, get_args
 from diffalign.errors import InputError, RefusedError
 from diffalign.synthesis import traces
 from diffalign.synthesis.cases import Case, Value
-from diffalign.synthesis.store import Generated
+from diffalign.synthesis.store import Generated, unfinished
 
 Kind = Literal["string", "int64", "float64", "bool"]
 Record = dict[str, Value]
@@ -94,7 +94,7 @@ class Layout:
 def survey(source: Generated) -> Layout:
     """The layout of a dataset, every case of which has been looked at; refuses what no export can hold."""
     if not source.complete:
-        raise RefusedError("this dataset is not finished: continue it with --resume, and export it then")
+        raise RefusedError(unfinished(source.folder))
     columns, found, counts = _named(source.manifest.columns), _Found(), dict[str, int]()
     machine = traces.of_this_machine()
     for case in source.cases():
