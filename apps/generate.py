@@ -45,6 +45,11 @@ def run(
     try:
         if resume and out is None:
             raise ConfigError("--resume needs --out: the folder of the dataset to continue")
+        if exports and not resume and not allow_unsafe:
+            raise ConfigError(
+                "--export: nothing is known yet of the privacy of a dataset that is still to be made, so add"
+                " --allow-unsafe, or assess it with 'diffalign evaluate' and hand it out with 'diffalign export'"
+            )
         if count > 1 and out is None:
             raise ConfigError("several processes need --out, so that all of them write to the same folder")
         named = _begun(recipe, out) if resume and out else recipe

@@ -1,4 +1,4 @@
-"""Scoring images some at a time, so that memory does not grow with how many there are.
+"""Scoring images some at a time, so that memory does not grow with how many there are, and only where a prompt asks.
 
 Shape legend: ``B`` samples.
 """
@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from diffalign.types import Sample, Scores
+from diffalign.types import Prompt, Sample, Scores
 
 
 @torch.no_grad()
@@ -36,3 +36,12 @@ def scores(
         chunk = order[start : start + size]
         total[chunk] = judge([images[i] for i in chunk], [samples[i].prompt.text for i in chunk]).float().cpu()
     return Scores(total)
+
+
+def where_asked(scores: Tensor, prompts: Sequence[Prompt]) -> Tensor:
+    """Scores ``(B,)``, with their gradient if they have one, and NaN where the prompt is empty.
+
+    For rewards that compare an image with its prompt: a model answers an empty text too, and its number says nothing.
+    """
+    asked = torch.tensor([bool(prompt.text.strip()) for prompt in prompts], dtype=torch.bool, device=scores.device)
+    return torch.where(asked, scores, math.nan)

@@ -21,7 +21,7 @@ from torch import Tensor
 from diffalign.errors import ConfigError, InputError, NotFoundError
 from diffalign.images import to_rgb
 from diffalign.types import Modality, Prompt, Sample, Scores
-from rewards import devices
+from rewards import chunked, devices
 
 if TYPE_CHECKING:
     from open_clip import CLIP
@@ -76,9 +76,13 @@ class ClipReward:
                 )
 
     def __call__(self, samples: Sequence[Sample]) -> Scores:
-        """Cosines ``(B,)``; NaN for a sample without an image."""
+        """Cosines ``(B,)``; NaN for a sample without an image, or without a prompt: there is nothing to agree with."""
         total = torch.full((len(samples),), math.nan)
-        images = {i: s.image for i, s in enumerate(samples) if s.image is not None and 0 not in s.image.size}
+        images = {
+            i: s.image
+            for i, s in enumerate(samples)
+            if s.image is not None and 0 not in s.image.size and s.prompt.text.strip()
+        }
         if images:
             features = self.encode_images(list(images.values()))
             texts = self.encode_texts([samples[i].prompt.text for i in images])
@@ -91,9 +95,10 @@ class ClipReward:
         Equal to the score of the 8-bit image up to rounding, and, where the model resizes, up to the difference
         between Pillow's and torch's bicubic filter.
         """
-        features = self.with_gradient(images)
-        texts = self.encode_texts([prompt.text for prompt in prompts]).to(self.device)
-        return (features * texts).sum(1)
+        return chunked.where_asked(self._agreement(self.with_gradient(images), prompts), prompts)
+
+    def _agreement(self, features: Tensor, prompts: Sequence[Prompt]) -> Tensor:
+        return (features * self.encode_texts([prompt.text for prompt in prompts]).to(self.device)).sum(1)
 
     def with_gradient(self, images: Tensor) -> Tensor:
         """float32 ``(B, D)``, each of length 1, with gradient to ``images``, ``(B, 3, H, W)`` in [0, 1]."""

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from diffalign.errors import ConfigError, InputError, NotFoundError
 from diffalign.types import Prompt
+from rewards import chunked
 from rewards import weights as files
 from rewards.clip import ClipReward
 
@@ -61,8 +62,7 @@ class HPSv2Reward(ClipReward):
         if images.shape[-1] != images.shape[-2]:
             raise ConfigError("HPSv2 pads images that are not square, which has no gradient here; make them square")
         features = self._encode_pixels(_square(self._loaded, images.to(self.device).float()))
-        texts = self.encode_texts([prompt.text for prompt in prompts]).to(self.device)
-        return (features * texts).sum(1)
+        return chunked.where_asked(self._agreement(features, prompts), prompts)
 
     @cached_property
     def _loaded(self) -> _Loaded:

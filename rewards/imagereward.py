@@ -73,15 +73,16 @@ class ImageReward:
         self.device = devices.device(device)
 
     def __call__(self, samples: Sequence[Sample]) -> Scores:
-        """Scores ``(B,)``; NaN for a sample without an image."""
-        return chunked.scores(samples, lambda images, texts: self._score(self._pixels(images), texts), CHUNK)
+        """Scores ``(B,)``; NaN for a sample without an image or a prompt."""
+        found = chunked.scores(samples, lambda images, texts: self._score(self._pixels(images), texts), CHUNK)
+        return Scores(chunked.where_asked(found.total, [sample.prompt for sample in samples]))
 
     def differentiable(self, images: Tensor, prompts: Sequence[Prompt]) -> Tensor:
         """The same scores ``(B,)`` of a tensor ``(B, 3, H, W)`` in [0, 1], with gradient to the pixels (ReFL)."""
         # The first two steps resize and cut, the last normalises; a tensor needs no conversion to one.
         resize, cut, *_, normalize = getattr(self._loaded.transform, "transforms")  # noqa: B009
         pixels = normalize(cut(resize(images.to(self.device).float())).clamp(0, 1))
-        return self._score(pixels, [prompt.text for prompt in prompts])
+        return chunked.where_asked(self._score(pixels, [prompt.text for prompt in prompts]), prompts)
 
     def _pixels(self, images: Sequence[Image.Image]) -> Tensor:
         return torch.stack([self._loaded.transform(to_rgb(image)) for image in images]).to(self.device)

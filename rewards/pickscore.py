@@ -70,8 +70,9 @@ class PickScoreReward:
         self.device = devices.device(device)
 
     def __call__(self, samples: Sequence[Sample]) -> Scores:
-        """Scores ``(B,)``; NaN for a sample without an image."""
-        return chunked.scores(samples, self._judge, CHUNK)
+        """Scores ``(B,)``; NaN for a sample without an image or a prompt."""
+        found = chunked.scores(samples, self._judge, CHUNK)
+        return Scores(chunked.where_asked(found.total, [sample.prompt for sample in samples]))
 
     def _judge(self, images: Sequence[Image.Image], texts: Sequence[str]) -> Tensor:
         cosine = (self._images(images) * self._texts(texts)).sum(1).clamp(-1, 1)

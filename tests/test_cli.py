@@ -368,6 +368,8 @@ def test_a_score_of_some_says_which_lack_a_prompt(desk: Path) -> None:
     some = diffalign("score", "--reward", "emoji-checker", "--images", ".")
     assert some.exit_code == 0 and "2 images got no score from emoji-checker" in some.output
     assert "2 images have no prompt, and emoji-checker may need one: write it into a text file" in some.output
+    clip = diffalign("score", "--reward", "clip", "--images", ".")
+    assert clip.exit_code == 0 and "n 1  cosine" in clip.output and "2 images got no score from clip" in clip.output
     without = diffalign("score", "--reward", "compressibility", "--images", ".")
     assert without.exit_code == 0 and "no prompt" not in without.output
 

@@ -62,6 +62,21 @@ def test_embedded_clip_needs_no_resizing_so_both_forms_agree() -> None:
     climbs(reward.differentiable, images, prompts(samples))
 
 
+def test_clip_has_no_score_where_nothing_is_asked() -> None:
+    """An empty prompt is no question: NaN in both forms, and the others' scores and gradients are as without it."""
+    samples = [Sample(emoji.scene(i).prompt, emoji.scene(i).image) for i in range(3)]
+    mixed = [samples[0], Sample(Prompt(""), samples[1].image), Sample(Prompt(" \n"), samples[2].image)]
+    reward = ClipReward()
+    total = reward(mixed).total
+    assert total.isnan().tolist() == [False, True, True]
+    torch.testing.assert_close(total[0], reward(samples).total[0])
+    images = pixels(mixed)
+    scores = reward.differentiable(images, prompts(mixed))
+    assert scores.isnan().tolist() == [False, True, True]
+    (gradient,) = torch.autograd.grad(scores[0], images)
+    assert gradient.isfinite().all() and gradient[0].any() and not gradient[1:].any()
+
+
 def test_where_clip_resizes_torch_and_pillow_agree_to_a_thousandth() -> None:
     """A photograph-like image of 160 x 96 pixels, scaled down with antialiasing and cut by both. The cosines of the
     embedded model differ by less than 0.005, those of different images by more than ten times that."""

@@ -255,6 +255,17 @@ class TestPromises:
         whole = reward(findings_samples[:3]).total
         torch.testing.assert_close(total[[0, 2]], whole[[0, 2]], rtol=1e-4, atol=1e-5)
 
+    def test_one_sample_without_a_prompt(self, reward: Reward, findings_samples: list[Sample]) -> None:
+        """Nothing was asked, so nothing can agree with it: NaN, but of the look of an image."""
+        bare = [findings_samples[0], replace(findings_samples[1], prompt=Prompt(" ")), findings_samples[2]]
+        total, looks_alone = reward(bare).total, reward.name == "aesthetic"
+        assert total.isnan().tolist() == [False, not looks_alone, False]
+        torch.testing.assert_close(total[[0, 2]], reward(findings_samples[:3]).total[[0, 2]], rtol=1e-4, atol=1e-5)
+        if hasattr(reward, "differentiable"):
+            pixels = to_tensor([sample.image for sample in bare if sample.image is not None])
+            found = reward.differentiable(pixels, [sample.prompt for sample in bare])
+            assert found.isnan().tolist() == [False, not looks_alone, False]
+
     def test_greyscale_and_oblong_images_are_scored(self, reward: Reward) -> None:
         odd = [picture(1, 60, 30), picture(2, 30, 60).convert("L")]
         assert reward([Sample(Prompt(CAPTIONS[1]), image) for image in odd]).total.isfinite().all()

@@ -238,6 +238,8 @@ def test_a_bad_specification_ends_with_status_2_and_one_line(tmp_path: Path, tin
     assert done.exit_code == 2 and not (tmp_path / "out").exists()
     assert done.output == f"error: {tiny}:3: axes.colour: the value 'red' stands there twice\n"
     assert CliRunner().invoke(main, ["generate", "brain-dataset"]).exit_code == 2
+    done = CliRunner().invoke(main, ["generate", str(tiny), "--out", str(tmp_path / "out"), "--export", "png"])
+    assert done.exit_code == 2 and "so add --allow-unsafe" in done.output and not (tmp_path / "out").exists()
     done = CliRunner().invoke(main, ["generate", str(tiny), "--resume"])
     assert done.output == "error: --resume needs --out: the folder of the dataset to continue\n"
 
