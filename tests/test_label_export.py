@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -94,10 +94,16 @@ def kind(request: pytest.FixtureRequest) -> str:
 @pytest.fixture
 def study(tmp_path: Path, kind: str) -> Iterator[Study]:
     """Ann says what ``ANSWERS`` has; bob finds the first better everywhere. Sides are as they come."""
-    made = Study.create(tmp_path / "s", Protocol.parse(RULES), material(kind), seed=3)
+    made = voted(tmp_path / "s", kind)
+    yield made
+    made.close()
+
+
+def voted(folder: Path, kind: str, simulated: Sequence[str] = ()) -> Study:
+    made = Study.create(folder, Protocol.parse(RULES), material(kind), seed=3)
     left = set()
     for rater in ("ann", "bob"):
-        made.add_rater(rater)
+        made.add_rater(rater, simulated=rater in simulated)
         while (now := made.claim(rater)) is not None:
             number = None if now.prompt == "gold" else int(now.prompt.split()[1])
             said = "better" if rater == "bob" or number is None else ANSWERS[number]
@@ -108,8 +114,7 @@ def study(tmp_path: Path, kind: str) -> Iterator[Study]:
                 given = Answer(given.choice, given.strength, given.criteria, (), given.comment)
             made.vote(rater, now.token, given)
     assert left == {True, False}, "the test needs both orders"
-    yield made
-    made.close()
+    return made
 
 
 Run = Callable[..., str]
@@ -296,6 +301,34 @@ def test_kto_labels_both_sides_and_knows_the_kind_of_tie(export: Run, tmp_path: 
         features = json.loads(pq.read_schema(out).metadata[b"huggingface"])["info"]["features"]
         assert features["image"] == {"_type": "Image"} and features["label"]["dtype"] == "bool"
         assert set(features) == set(pq.read_schema(out).names)
+
+
+@pytest.mark.parametrize("form", ["pick-a-pic", "trl", "kto"])
+def test_simulated_votes_are_marked_in_the_forms_of_others(tmp_path: Path, kind: str, form: str) -> None:
+    """Bob is a program: his six votes, each that the first is better, are marked, and none of ann's."""
+    if (form, kind) in (("pick-a-pic", "text"), ("trl", "image")):
+        pytest.skip("not a form for these")
+    study = voted(tmp_path / "s", kind, simulated=["bob"])
+    study.close()
+    out = tmp_path / ("p.jsonl" if kind == "text" else "p.parquet")
+    done = CliRunner().invoke(main, ["label", "export", str(tmp_path / "s"), "--out", str(out), "--format", form])
+    assert done.exit_code == 0 and "simulated: no evidence about people" in done.output, done.output
+    lines = out.read_text().splitlines() if kind == "text" else []
+    rows = [json.loads(line) for line in lines] if lines else pq.read_table(out).to_pylist()
+    each = 2 if form == "kto" else 1
+    votes = len([label for _, label in said("ann") if label != 0.5 or form != "trl"])
+    assert [row["simulated"] for row in rows].count(True) == 6 * each
+    assert [row["simulated"] for row in rows].count(False) == votes * each
+    if form == "kto":
+        assert len(list(read_unpaired(out))) == len(rows)
+        if kind == "image":
+            features = json.loads(pq.read_schema(out).metadata[b"huggingface"])["info"]["features"]
+            assert features["simulated"]["dtype"] == "bool" and set(features) == set(pq.read_schema(out).names)
+        return
+    marked = sorted(p.prompt.text for p in good(out) if p.provenance.get("simulated"))
+    assert marked == [f"prompt {i}" for i in range(6)]
+    inspected = CliRunner().invoke(main, ["preferences", "inspect", str(out)])
+    assert f"6 of {6 + votes} judgements are simulated" in inspected.output, inspected.output
 
 
 def test_scores_belong_to_samples_and_not_to_sides(export: Run, tmp_path: Path, kind: str) -> None:

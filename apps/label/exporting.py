@@ -120,16 +120,17 @@ def _kind(study: Study, form: str, kind: Kind | None) -> Kind:
 
 
 def _written(chosen: Chosen, out: Path, form: str) -> Written:
+    marked = chosen.export.simulated > 0
     try:
         match form:
             case "preferences":
                 return Written(preferences.write(out, chosen))
             case "pick-a-pic":
-                return preferences.write_pick_a_pic(out, chosen)
+                return preferences.write_pick_a_pic(out, chosen, simulated=marked)
             case "trl":
-                return preferences.write_trl(out, chosen)
+                return preferences.write_trl(out, chosen, simulated=marked)
             case _:
-                return preferences.write_kto(out, chosen)
+                return preferences.write_kto(out, chosen, simulated=marked)
     except InputError as error:
         reasons = left_out(chosen.left_out)
         raise InputError(f"{error}{'; left out: ' + reasons if reasons else ''}") from None

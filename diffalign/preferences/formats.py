@@ -135,7 +135,7 @@ class Format:
 
 _COMMON = (
     "prompt", "prompt_id", "attributes", "negative", "negative_prompt", "strength", "criterion", "rater", "user_id",
-    "user_hash",
+    "user_hash", "simulated",
 )  # fmt: skip
 _ORIGIN = ("label_1", "has_label", "image_0_uid", "image_1_uid", "model_0", "model_1", "ranking_id")
 FORMATS = (
@@ -165,8 +165,13 @@ def _preference(
         strength=cells.number(row, "strength", 1.0),
         criterion=cells.text(row, "criterion", "") or "overall",
         rater=who if rater is None else rater,
-        provenance=origin,
+        provenance={**origin, "simulated": True} if _is_simulated(row) else origin,
     )
+
+
+def _is_simulated(row: Row) -> bool:
+    """Whether a column of this name marks the row, as our exports do in the forms of others."""
+    return str(row.get("simulated")).lower() in ("true", "1")
 
 
 def _names(values: list[Any]) -> dict[str, str]:

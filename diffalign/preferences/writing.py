@@ -2,6 +2,9 @@
 
 Each function writes a file, whole or not at all, while the rows come in, and returns a ``Written``: how many rows it
 has, and how many preferences found no place in that form, by reason. ``read`` and ``read_unpaired`` read them back.
+
+Of the forms of others none says by itself that a program gave a judgement. Where that may be, ``simulated=True`` adds a
+column of that name to every row, which other tools pass over, and ``read`` takes back into the provenance.
 """
 
 from __future__ import annotations
@@ -26,6 +29,8 @@ from diffalign.runs import new_file
 from diffalign.types import Preference, Sample
 
 GROUP_ROWS = 64
+SIMULATED = "simulated"
+"""The column that says of each row whether a program judged, in forms that have no such column themselves."""
 FORMULA = ("=", "+", "-", "@", "\t", "\r")
 """A spreadsheet takes a cell that begins so for a formula."""
 
@@ -64,7 +69,7 @@ _PICK_A_PIC = pa.schema(
 _KTO = {"prompt": pa.string(), "prompt_id": pa.string(), "attributes": pa.string(), "label": pa.bool_()}
 
 
-def write_pick_a_pic(path: str | Path, preferences: Iterable[Preference]) -> Written:
+def write_pick_a_pic(path: str | Path, preferences: Iterable[Preference], *, simulated: bool = False) -> Written:
     """The columns and types of Pick-a-Pic v2, as Parquet; images only.
 
     ``jpg_0`` and ``jpg_1`` hold PNG: a JPEG would change the pixels that were judged, and whoever decodes the bytes by
@@ -100,13 +105,15 @@ def write_pick_a_pic(path: str | Path, preferences: Iterable[Preference]) -> Wri
                 "ranking_id": _whole(origin.get("pair"), number),
                 "user_id": user_number(preference.rater),
                 "num_example_per_prompt": each[preference.prompt.text],
+                **_mark(preference, simulated),
             }
 
-    written.rows = _parquet(Path(path), rows(), _PICK_A_PIC)
+    schema = _PICK_A_PIC.append(pa.field(SIMULATED, pa.bool_())) if simulated else _PICK_A_PIC
+    written.rows = _parquet(Path(path), rows(), schema)
     return written
 
 
-def write_trl(path: str | Path, preferences: Iterable[Preference]) -> Written:
+def write_trl(path: str | Path, preferences: Iterable[Preference], *, simulated: bool = False) -> Written:
     """JSON lines of ``prompt, chosen, rejected``, as TRL's preference trainers read them; texts only.
 
     A tie has no chosen one, and is left out and counted; of a soft label only the side remains.
@@ -122,13 +129,14 @@ def write_trl(path: str | Path, preferences: Iterable[Preference]) -> Written:
                 written.left_out["tie"] += 1
             else:
                 better, worse = (first, second) if preference.label > 0.5 else (second, first)
-                yield {"prompt": preference.prompt.text, "chosen": better, "rejected": worse}
+                about = {"prompt": preference.prompt.text, "chosen": better, "rejected": worse}
+                yield about | _mark(preference, simulated)
 
     written.rows = _json_lines(Path(path), rows())
     return written
 
 
-def write_kto(path: str | Path, preferences: Iterable[Preference]) -> Written:
+def write_kto(path: str | Path, preferences: Iterable[Preference], *, simulated: bool = False) -> Written:
     """Two labelled samples of each preference: ``prompt, completion, label`` as JSON lines, or images as Parquet.
 
     The preferred one is true and the other false; of a tie of two good ones (``choice`` in the provenance is
@@ -156,15 +164,16 @@ def write_kto(path: str | Path, preferences: Iterable[Preference]) -> Written:
                 continue
             asked = preference.prompt
             for sample, label in zip((preference.first, preference.second), labels, strict=True):
+                mark = _mark(preference, simulated)
                 if texts:
-                    yield {"prompt": asked.text, "completion": sample.text, "label": label}
+                    yield {"prompt": asked.text, "completion": sample.text, "label": label} | mark
                     continue
                 yield {
                     "prompt": asked.text, "prompt_id": asked.id, "attributes": json.dumps(dict(asked.attributes)),
-                    "image": {"bytes": encode(_Held(sample))[1], "path": None}, "label": label,
+                    "image": {"bytes": encode(_Held(sample))[1], "path": None}, "label": label, **mark,
                 }  # fmt: skip
 
-    written.rows = _json_lines(path, rows()) if texts else _parquet(path, rows(), _kto_schema())
+    written.rows = _json_lines(path, rows()) if texts else _parquet(path, rows(), _kto_schema(simulated))
     return written
 
 
@@ -253,10 +262,17 @@ def _whole(value: object, otherwise: int) -> int:
     return value if isinstance(value, int) else otherwise
 
 
-def _kto_schema() -> pa.Schema:
-    kinds = {name: {"dtype": "bool" if name == "label" else "string", "_type": "Value"} for name in _KTO}
+def _mark(preference: Preference, wanted: bool) -> dict[str, object]:
+    return {SIMULATED: bool(preference.provenance.get("simulated"))} if wanted else {}
+
+
+def _kto_schema(simulated: bool) -> pa.Schema:
+    plain = _KTO | ({SIMULATED: pa.bool_()} if simulated else {})
+    kinds = {
+        name: {"dtype": "bool" if kind == pa.bool_() else "string", "_type": "Value"} for name, kind in plain.items()
+    }
     features = {**kinds, "image": {"_type": "Image"}}
-    types = {**_KTO, "image": pa.struct([("bytes", pa.binary()), ("path", pa.string())])}
+    types = {**plain, "image": pa.struct([("bytes", pa.binary()), ("path", pa.string())])}
     return pa.schema(types, metadata={"huggingface": json.dumps({"info": {"features": features}})})
 
 
