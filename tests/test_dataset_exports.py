@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 import subprocess
 import sys
 import tarfile
@@ -317,6 +318,24 @@ def test_the_card_says_what_it_is(folders: dict[str, Path]) -> None:
     assert "| coronal / present | 3 | 3 | 4 | brain-mr-checker/everything 1 |" in body
     assert "Each is an image, a text and a table row." in body
     assert "Not for diagnosis" in body and "| test | 2 |" in body
+
+
+def test_codes_stay_codes_as_the_card_of_png_says(tmp_path: Path) -> None:
+    """Read as the card says, every cell is the text that it was; a reader that guesses makes 7 of 007."""
+    pandas = pytest.importorskip("pandas")
+    codes = ["007", "010", "NA", "1e5"]
+    made = generated(
+        tmp_path / "made", 4, rows=lambda n: {"code": codes[n]}, columns={"code": "category"}, stratum=lambda row: "all"
+    )
+    folder = exports.export(made, "png", tmp_path / "out", allow_unsafe=True)
+    (said,) = re.findall(r"`pandas\.read_csv\(\"DIR/data/rows\.csv\", (.*?)\)`", (folder / "README.md").read_text())
+    assert said == "dtype=str, keep_default_na=False"
+    read = pandas.read_csv(folder / "data" / "rows.csv", dtype=str, keep_default_na=False)
+    assert list(read["code"]) == codes and list(read["index"]) == ["0", "1", "2", "3"]
+    assert list(pandas.read_csv(folder / "data" / "rows.csv")["code"].astype(str)) != codes
+    assert (
+        "pandas" not in (exports.export(made, "parquet", tmp_path / "p", allow_unsafe=True) / "README.md").read_text()
+    )
 
 
 def test_a_card_is_text_and_no_markup(tmp_path: Path) -> None:

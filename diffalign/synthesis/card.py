@@ -29,6 +29,11 @@ _READING = {
     "dicom": 'pydicom.dcmread("DIR/data/train/00000/00000000.dcm")',
     "png": 'csv.DictReader(open("DIR/data/rows.csv", newline=""))',
 }
+_NOTES = {
+    "png": "A table reader that guesses types takes the text 007 for the number 7, and NA for an empty cell:"
+    ' `pandas.read_csv("DIR/data/rows.csv", dtype=str, keep_default_na=False)` keeps each cell as it is, and the table'
+    " below has the types."
+}
 TEXTS = " (not of its texts: these were NOT ASSESSED)"
 PERSONS = {
     "axes": "No record belongs to a person; models made everything.",
@@ -78,6 +83,8 @@ def _body(about: Exported, acceptance: Mapping[str, Acceptance]) -> Iterator[str
     yield f"{PERSONS.get(manifest.rows_from, PERSONS['unknown'])} Begun on {escaped(manifest.created)}.\n"
     yield "## How to read it\n"
     yield f"Format: `{about.form}`. `{_READING[about.form]}` reads it. `diffalign verify DIR` checks every file."
+    if note := _NOTES.get(about.form):
+        yield note
     yield "`provenance.jsonl` tells of each case how it was made; `manifest.json` holds what is the same for all.\n"
     yield from _table(("Column", "Type"), layout.kinds.items())
     yield from _table(("Split", "Cases"), layout.splits.items())
