@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner, Result
+from PIL import Image
 
 from apps import preferences_page
 from apps.cli import main
+from diffalign import images
 from diffalign.preferences import Table, write
 from tests import preference_files as files
 from tests.preference_files import seeds
@@ -163,6 +169,29 @@ def test_the_sheet_is_a_fair_sample() -> None:
         for example in sheet.examples:
             counts[int(example.prompt)] += 1
     assert sum(counts) == 5 * 400 and all(65 <= count <= 135 for count in counts), counts
+
+
+def test_images_that_are_cut_or_damaged_are_found(desk: Path) -> None:
+    """JPEG and WebP have no checksums, and ``inspect`` decodes every pixel: a file without its end is found, and so is
+    a progressive JPEG whose damage only decoding shows. The whole file of each kind is good."""
+    pixels = np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8)
+    picture, table = Image.fromarray(pixels).resize((128, 128)), []
+    for number, (kind, options) in enumerate((("JPEG", {}), ("WEBP", {}), ("JPEG", {"progressive": True}))):
+        held = io.BytesIO()
+        picture.save(held, kind, **options)
+        data = held.getvalue()
+        third = len(data) // 3
+        bad = data[: 2 * third]
+        if options:
+            bad = data[:third] + np.random.default_rng(1).bytes(third) + data[2 * third :]
+            images.require_whole(bad)
+        for first in (data, bad):
+            table.append({"prompt": f"p{number}", "image_0": first, "image_1": data, "label": 1.0})
+    pq.write_table(pa.Table.from_pylist(table), desk / "pairs.parquet")
+    result = diffalign("inspect", "pairs.parquet")
+    assert result.exit_code == 0 and "3 x unreadable image" in result.stderr, result.output
+    for row in (1, 3, 5):
+        assert f"broken: row {row}: unreadable image: image_0" in result.stderr
 
 
 def test_convert_keeps_what_is_good(desk: Path) -> None:
