@@ -184,6 +184,11 @@ def measure(
     use: dict[str, dict[str, Estimate]] = {}
     tasks = utility.tasks(own.rows, real.rows, made.kinds)
     seen = tensor(made, own.index) if tasks else torch.empty(0)
+    if tasks:
+        status.say(
+            f"a probe and {utility.NETWORKS} small networks ({utility.steps(len(own))} steps at most) are trained for each"
+            f" of {', '.join(tasks)}: where cases are few, nothing takes longer"
+        )
     for number, (name, task) in enumerate(tasks.items()):
         use[name] = {
             "probe": utility.accuracy(utility.probe(task, own.features, real.features)),

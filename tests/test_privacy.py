@@ -294,6 +294,7 @@ def test_copies_of_training_images_fail_by_the_command(tmp_path: Path) -> None:
     )
     assert code == 0, told
     found = release.read(tmp_path / "out")
+    assert told.count("a probe and 1 small networks (3 steps at most) are trained for each of plane: where") == 2
     assert found.verdict == "failed" and found.measures["copies"]["value"] == 1
     assert found.measures["extraction"]["verdict"] == "not assessed"  # the model of a drawn dataset cannot be asked
     assert not (made / "privacy.json").exists()

@@ -34,6 +34,13 @@ def images(table: list[dict[str, str | int]], seed: int) -> torch.Tensor:
     return pixels
 
 
+def test_few_images_are_not_seen_without_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    """500 steps of 32 images are 100 passes over 160 images: from there on there are as many as ever, of fewer images
+    ceil(100 n / 32)."""
+    monkeypatch.undo()
+    assert [utility.steps(n) for n in (1, 20, 80, 159, 160, 161, 5000)] == [4, 63, 250, 497, 500, 500, 500]
+
+
 def test_what_is_in_the_images_is_learnt_by_both() -> None:
     made, real = rows(0, 80), rows(1, 60)
     task = utility.tasks(made, real, KINDS)["side"]

@@ -8,6 +8,7 @@ Shape legend: ``N`` training and ``M`` test images, ``D`` features, ``H W`` pixe
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -30,6 +31,8 @@ NETWORKS = 3
 """Small networks that are trained, from seeds of their own; their accuracies are averaged."""
 STEPS = 500
 BATCH = 32
+PASSES = 100
+"""How often a network sees each training image at most: with fewer than 160 images it makes fewer steps."""
 
 
 @dataclass(frozen=True)
@@ -119,8 +122,8 @@ def small_network(classes: int) -> nn.Module:
 def network(task: Task, train: Tensor, test: Tensor, seed: int = 0) -> Floats:
     """How often each test image ``(M,)`` is told right by ``NETWORKS`` small networks trained on pixels.
 
-    Pixels are ``(N, 3, H, W)`` in [0, 1]. ``STEPS`` steps of ``BATCH`` images, whatever ``N`` is. Leaves the random
-    state as it was.
+    Pixels are ``(N, 3, H, W)`` in [0, 1]. Each makes as many steps of ``BATCH`` images as ``steps`` says. Leaves the
+    random state as it was.
     """
     right = np.zeros(len(task.test))
     pixels, asked = train[torch.from_numpy(task.train)], test[torch.from_numpy(task.test)]
@@ -132,14 +135,19 @@ def network(task: Task, train: Tensor, test: Tensor, seed: int = 0) -> Floats:
     return right / NETWORKS
 
 
+def steps(n: int) -> int:
+    """Of the training on ``n`` images: ``STEPS``, or as many as ``PASSES`` over all of them take."""
+    return min(STEPS, math.ceil(PASSES * n / BATCH))
+
+
 def _trained(task: Task, pixels: Tensor, asked: Tensor) -> Floats:
     # Strided convolutions of few channels take 0.6 of the time on a CPU where the channels lie side by side.
     beside = torch.channels_last
     model = small_network(len(task.classes)).to(memory_format=beside)
     pixels, asked = pixels.contiguous(memory_format=beside), asked.contiguous(memory_format=beside)
     optimizer = torch.optim.AdamW(model.parameters(), weight_decay=0.05)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 4e-3, total_steps=STEPS)
-    for _ in range(STEPS):
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 4e-3, total_steps=steps(len(pixels)))
+    for _ in range(steps(len(pixels))):
         batch = torch.randint(len(pixels), (BATCH,))
         loss = F.cross_entropy(model(pixels[batch]), task.train_labels[batch])
         optimizer.zero_grad()
