@@ -186,8 +186,8 @@ def measure(
     seen = tensor(made, own.index) if tasks else torch.empty(0)
     if tasks:
         status.say(
-            f"a probe and {utility.NETWORKS} small networks ({utility.steps(len(own))} steps at most) are trained for each"
-            f" of {', '.join(tasks)}: where cases are few, nothing takes longer"
+            f"a probe and {utility.NETWORKS} small networks ({utility.steps(len(own))} steps at most) are trained for"
+            f" each of {', '.join(tasks)}: where cases are few, nothing takes longer"
         )
     for number, (name, task) in enumerate(tasks.items()):
         use[name] = {
