@@ -1,6 +1,7 @@
 """Fields that the chosen method has no use for: a configuration that sets one is refused, never quietly half followed.
 
-A field is set where it differs from its default: the written configuration of a run names every field.
+A field is set where it differs from its default: the written configuration of a run names every field. How much
+simulated raters judge (``collect``) may stay where people's own judgements take their place: a recipe has both.
 """
 
 from __future__ import annotations
@@ -21,17 +22,7 @@ def _credited(config: RunConfig) -> bool:
     return credits and config.experience.source == "rollouts"
 
 
-def _collecting(config: RunConfig) -> bool:
-    return config.experience.rater is not None and config.experience.source in RECORDED
-
-
 RULES: tuple[Rule, ...] = (
-    (("experience.collect",), _collecting, "it counts what simulated raters (experience.rater) judge before training"),
-    (
-        ("fit.collect",),
-        lambda c: c.fit is not None and c.fit.rater is not None,
-        "it counts what simulated raters (fit.rater) judge, and fit.preferences brings its own pairs",
-    ),
     (("experience.keep",), lambda c: c.experience.source == "best-of-n", "it is for experience.source best-of-n"),
     (
         ("trainer.samples_per_prompt",),
@@ -70,8 +61,6 @@ def fault(config: RunConfig) -> str:
         for field in fields:
             section, name = field.split(".")
             there = getattr(config, section)
-            if there is None:
-                continue
             value, default = getattr(there, name), type(there).model_fields[name].get_default()
             if value != default and not used(config):
                 words = why.format(

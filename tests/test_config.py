@@ -86,7 +86,6 @@ PAIRS = [*DPO, "experience.source=pairs", "experience.path=x.parquet"]
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        ([*PAIRS, "experience.collect=8"], "experience.collect is 8, but it counts what simulated raters"),
         ([*PAIRS, "experience.keep=[0.1]"], "experience.keep is [0.1], but it is for experience.source best-of-n"),
         (
             [*PAIRS, "credit.rule=group"],
@@ -99,10 +98,6 @@ PAIRS = [*DPO, "experience.source=pairs", "experience.path=x.parquet"]
         ([*PAIRS, "trainer.samples_per_prompt=2"], "the samples of experience.source pairs were made before the run"),
         ([*PAIRS, "trainer.timestep_fraction=0.5"], "which learn from single steps: leave it out, or at 1.0"),
         ([*PAIRS, "sampler.window={steps: 2, every: 3}"], "sampler.window.every is 3, but the samples of"),
-        (
-            ["rewards=[clinician?folder=fitted]", "fit={preferences: x.parquet}", "fit.collect=8"],
-            "fit.collect is 8, but it counts what simulated raters (fit.rater) judge, and fit.preferences brings",
-        ),
         (["credit.rule=batch", "credit.min_count=8"], "credit.rule batch remembers no scores: leave it out, or at 16"),
         (
             ["objective.name=draft", "credit.clip=2"],
@@ -190,3 +185,11 @@ def test_batches_divide_or_are_refused(total: int, batch: int) -> None:
     else:
         with pytest.raises(ConfigError, match="does not divide"):
             parse(data)
+
+
+@pytest.mark.parametrize("recipe", ["brain-mr-clinician", "text-reward"])
+def test_peoples_own_pairs_take_the_place_of_a_recipes_raters(recipe: str) -> None:
+    """How many the simulated raters would have judged may stay: one changes what the pairs are, and nothing else."""
+    path = Path(__file__).parents[1] / "apps" / "recipes" / f"{recipe}.yaml"
+    config = load(path, ["fit.rater=null", "fit.preferences=mine.parquet"])
+    assert config.fit is not None and config.fit.preferences == "mine.parquet" and config.fit.collect == 1024
