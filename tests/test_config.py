@@ -190,6 +190,5 @@ def test_batches_divide_or_are_refused(total: int, batch: int) -> None:
 @pytest.mark.parametrize("recipe", ["brain-mr-clinician", "text-reward"])
 def test_peoples_own_pairs_take_the_place_of_a_recipes_raters(recipe: str) -> None:
     """How many the simulated raters would have judged may stay: one changes what the pairs are, and nothing else."""
-    path = Path(__file__).parents[1] / "apps" / "recipes" / f"{recipe}.yaml"
-    config = load(path, ["fit.rater=null", "fit.preferences=mine.parquet"])
+    config = build.configuration(recipe, ["fit.rater=null", "fit.preferences=mine.parquet"])
     assert config.fit is not None and config.fit.preferences == "mine.parquet" and config.fit.collect == 1024
