@@ -110,12 +110,16 @@ METHODS: dict[str, dict[str, Any]] = {
 NOISE_RANGES = {"emoji": [0.45, 1.0], "brain-mr": [0.45, 0.9]}
 """Where the draws of the methods lie that have draws: where a scene is decided, and on up to where two-step sampling
 begins."""
+RATES = {("emoji", "ELBO-PG"): 3e-3}
+"""Learning rates of a task's own."""
 SOURCES = {"rollouts": Rollouts, "best-of-n": BestOfN, "online-pairs": OnlinePairs}
 
 
 def configuration(task: str, name: str, seed: int) -> RunConfig:
     """The configuration of a method; the seed is that of everything but the prompts, which all runs share."""
     given = COMMON | TASKS[task] | METHODS[name] | {"seed": seed}
+    if rate := RATES.get((task, name)):
+        given["trainer"] = {**given["trainer"], "learning_rate": rate}
     if "draws" in given["objective"]:
         given["objective"] = {**given["objective"], "noise_range": NOISE_RANGES[task]}
     if name in NOISY:
@@ -201,7 +205,9 @@ def collect(options: argparse.Namespace) -> dict[str, Any]:
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
         "machine": machine(options.threads),
         "versions": versions(),
-        "common": COMMON | {"objective.noise_range, of methods with draws": NOISE_RANGES},
+        "common": COMMON
+        | {"objective.noise_range, of methods with draws": NOISE_RANGES}
+        | {f"learning rate of {name} on {task}": rate for (task, name), rate in RATES.items()},
         "tasks": {task: {"settings": TASKS[task], "runs": known(options.folder, task)} for task in TASKS},
     }
 
