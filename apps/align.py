@@ -168,6 +168,8 @@ class Job:
             self.directory.write_environment(config.seed, hashes.of(self.resolved))
         if config.objective.name in ("dpo", "robust-dpo") and not config.objective.sft_weight and trainer.epoch == 0:
             status.say(_WATCH)
+        if blocks := build.compiled(self.policy):
+            status.say(f"compiled: {blocks}; whatever is asked of them for the first time takes minutes longer")
         total = config.trainer.epochs
         pairs = sources.held_out_pairs(config, source, self.held_out)
 

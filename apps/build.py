@@ -123,8 +123,15 @@ def policy(config: RunConfig) -> DiffusionPolicy | LanguagePolicy:
         device=device(config.device),
         precision=config.precision,
         gradient_checkpointing=config.trainer.gradient_checkpointing,
+        compiled=config.compile,
         seed=config.seed,
     )
+
+
+def compiled(policy: DiffusionPolicy | LanguagePolicy) -> str:
+    """The blocks of a model that are compiled, in words; empty where none are."""
+    found = policy.compiled if isinstance(policy, DiffusionPolicy) else {}
+    return ", ".join(f"{count} x {name}" for name, count in found.items())
 
 
 def reward(config: RunConfig) -> Reward:

@@ -26,6 +26,7 @@ NOT_COUNTED = (
     "the rewards, decoding of images, what a layer needs while it computes, start-up checks, and what libraries keep"
     " for themselves"
 )
+COMPILED = "; the activations are those without torch.compile"
 CHECKPOINTED = "; nor what gradient checkpointing makes again in the backward pass, one block at a time"
 
 
@@ -47,6 +48,7 @@ def run(recipe: str, overrides: Sequence[str], out: Path | None = None, *, resum
         "model": f"{config.model}, {_size(policy) / 1e6:.2f} M parameters{PARTS[config.modality]}",
         "trained parameters": f"{trained:,}",
         "device": f"{policy.device}, {config.precision}",
+        **({"compiled": build.compiled(policy)} if config.compile else {}),
         "prompts": f"{len(train)} to train on, {len(held_out)} held out",
         **({"warm-up": _warm_up(config)} if config.warm_up else {}),
         "method": f"{config.objective.name} from {experience}",
@@ -57,7 +59,9 @@ def run(recipe: str, overrides: Sequence[str], out: Path | None = None, *, resum
         **WORK[config.modality](policy, config, len(held_out)),
         "memory estimate": f"{memory(policy, config) / 2**20:.0f} MiB, of {_available(policy.device) / 2**20:.0f}",
         "made up of": ", ".join(f"{part} {size / 2**20:.1f}" for part, size in parts(policy, config).items()),
-        "not counted": NOT_COUNTED + (CHECKPOINTED if config.trainer.gradient_checkpointing else ""),
+        "not counted": NOT_COUNTED
+        + (CHECKPOINTED if config.trainer.gradient_checkpointing else "")
+        + (COMPILED if config.compile else ""),
     }.items():
         click.echo(f"{label + ':':<20} {value}")
     click.echo("\n" + dump(config), nl=False)
@@ -237,7 +241,8 @@ def _activations(
         blank = torch.ones(rows, steps)
         several = {name: tensor.repeat(rows, *[1] * (tensor.ndim - 1)) for name, tensor in state.items()}
         rollout = Rollout((Sample(Prompt("x")),) * rows, blank, blank.bool(), several)
-        return _saved(policy, lambda: policy.step_log_probs(rollout, torch.arange(steps).repeat(rows, 1)))
+        with torch.compiler.set_stance("force_eager"):  # a plan is not worth minutes of compiling
+            return _saved(policy, lambda: policy.step_log_probs(rollout, torch.arange(steps).repeat(rows, 1)))
 
     rows = config.trainer.micro_batch_size
     one = kept(1)

@@ -94,7 +94,7 @@ def sampler(name: str, config: RunConfig) -> DiffusionPolicy | LanguagePolicy:
     def load(model: str, adapter: AdapterConfig | None = None) -> DiffusionPolicy | LanguagePolicy:
         return load_policy(
             model, modality=config.modality, adapter=adapter, device=build.device(config.device),
-            precision=config.precision, name=name, **build.sampling(config),
+            precision=config.precision, compiled=config.compile, name=name, **build.sampling(config),
         )  # fmt: skip
 
     if not is_run(name):

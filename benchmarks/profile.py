@@ -9,6 +9,8 @@ from __future__ import annotations
 import argparse
 import datetime
 import json
+import os
+import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -21,6 +23,8 @@ from unittest.mock import patch
 
 import numpy as np
 import torch
+from torch._dynamo.utils import counters
+from torch._inductor import config as inductor
 
 from benchmarks import profile_page
 from benchmarks.ddpo_setup import PROMPTS, SETUP, ensure_model
@@ -30,7 +34,8 @@ from diffalign.config import AdapterConfig, CreditConfig, ObjectiveConfig, Sampl
 from diffalign.experience import Rollouts, Scored
 from diffalign.methods import ObjectiveName
 from diffalign.trainer import Trainer
-from diffalign.types import Prompt, Reward, Sample, Scores
+from diffalign.types import Prompt, Reward, Rollout, Sample, Scores
+from pipelines import compiling
 from pipelines.diffusion import DiffusionPolicy
 from pipelines.loading import load_policy
 
@@ -118,6 +123,9 @@ def tiny(batch_size: int = SETUP.images, reward: Reward | None = None, objective
     return Job("tiny", trainer, policy, source)
 
 
+JOBS: dict[str, Callable[[], Job]] = {"quickstart": quickstart, "tiny": tiny}
+
+
 def iteration(job: Job, parts: Parts) -> None:
     """Samples, scores and updates once."""
     trainer = job.trainer
@@ -137,7 +145,6 @@ def iteration(job: Job, parts: Parts) -> None:
 def watched(job: Job, parts: Parts) -> Iterator[None]:
     """Inside it the pieces of an iteration are parts."""
     from diffalign import denoising, images
-    from diffalign.types import Rollout
 
     policy, trainer = job.policy, job.trainer
     pieces: list[tuple[Any, str, str]] = [
@@ -298,14 +305,78 @@ def compiled(rounds: int) -> dict[str, Any]:
     return {"images": len(prompts), "seconds": seconds, "first": first, "replay_apart": apart}
 
 
+def blocks(job: Job, rounds: int) -> dict[str, Any]:
+    """The blocks compiled, as ``compile: true`` does it: what it costs at first, and what it gives then.
+
+    Seconds are those of the processor, the C++ compiler's among them, which runs in one process at a time. The first
+    rollout and update are with an empty cache on the disk, then as after a new start of Python, with what that left.
+    """
+    policy, before = job.policy, int(counters["stats"]["unique_graphs"])
+    prompts = [job.source.prompts[i % len(job.source.prompts)] for i in range(policy.batch_size)]
+
+    def rolled() -> Rollout:
+        return policy.rollout(prompts, list(range(len(prompts))))
+
+    def updated(rollout: Rollout) -> torch.Tensor:
+        likely = policy.step_log_probs(rollout, torch.full((len(prompts), 1), 3)).log_probs
+        likely.sum().backward()
+        return (likely.detach()[:, 0] - rollout.log_probs[:, 3]).abs().max()
+
+    def first() -> float:
+        started = _processor()
+        updated(rolled())
+        return _processor() - started
+
+    with (
+        tempfile.TemporaryDirectory() as cache,
+        patch.dict("os.environ", {"TORCHINDUCTOR_CACHE_DIR": cache}),
+        inductor.patch(compile_threads=1),
+    ):
+        warm = {"as it is": first()}
+        policy.compiled = compiling.compile_blocks([policy.family.denoiser], policy.device)
+        warm["compiled"] = first()
+        versions = int(counters["stats"]["unique_graphs"]) - before - 1  # all but the probe
+        torch.compiler.reset()
+        warm["compiled, from disk"] = first()
+        print(f"{job.name}: {warm}, {versions} versions", flush=True)
+        seconds: dict[str, dict[str, list[float]]] = {way: {"rollout": [], "update": []} for way in list(warm)[:2]}
+        apart: dict[str, float] = {}
+        for number in range(rounds + 1):
+            for way in seconds if number % 2 else reversed(seconds):
+                with torch.compiler.set_stance("default" if way == "compiled" else "force_eager"):
+                    times = [time.process_time()]
+                    rollout = rolled()
+                    times.append(time.process_time())
+                    apart[way] = float(updated(rollout))
+                    times.append(time.process_time())
+                for part, took in zip(seconds[way], np.diff(times), strict=True):
+                    if number:  # the first round does not count, as elsewhere: it ran longer
+                        seconds[way][part].append(float(took))
+            print(f"{job.name} {number}/{rounds}: {seconds}", flush=True)
+    return {
+        "date": today(), "load_average": os.getloadavg()[0], "blocks": dict(policy.compiled), "versions": versions,
+        "images": len(prompts), "first": warm, "seconds": seconds, "replay_apart": apart,
+    }  # fmt: skip
+
+
+def _processor() -> float:
+    """Processor seconds of this process and of those that it waited for."""
+    return sum(os.times()[:4])
+
+
+def today() -> str:
+    """The date, in UTC."""
+    return datetime.datetime.now(datetime.UTC).date().isoformat()
+
+
 def measure(rounds: int, threads: int) -> dict[str, Any]:
     """Everything that the page is made from."""
     torch.set_num_threads(threads)
     results: dict[str, Any] = {
-        "date": datetime.datetime.now(datetime.UTC).date().isoformat(), "machine": machine(threads), "rounds": rounds,
+        "date": today(), "machine": machine(threads), "rounds": rounds,
         "jobs": {},
     }  # fmt: skip
-    for job in (quickstart(), tiny()):
+    for job in (make() for make in JOBS.values()):
         settings = job.trainer.settings
         results["jobs"][job.name] = {
             "ready": describe(job.policy.family.denoiser),
@@ -323,7 +394,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--rounds", type=int, default=5, help="measured iterations of each")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results" / "profile.json")
-    parser.add_argument("--compile", action="store_true", help="measure torch.compile alone, and add it to --out")
+    parser.add_argument("--compile", choices=["blocks", "whole"], help="measure torch.compile alone, add it to --out")
     parser.add_argument("--page-only", action="store_true", help="write the page anew from the results in --out")
     options = parser.parse_args(arguments)
     if not options.page_only:
@@ -332,7 +403,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
         )
         if options.compile:
             torch.set_num_threads(options.threads)
-            results["compile"] = compiled(options.rounds)
+            if options.compile == "whole":
+                results["compile"] = compiled(options.rounds)
+            else:
+                for make in JOBS.values():
+                    job = make()
+                    results.setdefault("blocks", {})[job.name] = blocks(job, options.rounds)
+                    options.out.write_text(json.dumps(results, indent=1) + "\n")
         options.out.write_text(json.dumps(results, indent=1) + "\n")
     Path(__file__).with_suffix(".md").write_text(profile_page.page(json.loads(options.out.read_text())))
 

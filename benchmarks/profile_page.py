@@ -27,6 +27,7 @@ def page(results: Results) -> str:
             _parts(results["jobs"]),
             _ways(results["jobs"]),
             _compiled(results.get("compile")),
+            _blocks(results.get("blocks")),
             _overlap(results["overlap"]),
             _attention(results["jobs"]),
             _conditions(results),
@@ -125,7 +126,7 @@ def _ways(jobs: Results) -> str:
 
 
 def _compiled(found: Results | None) -> str:
-    title = "## torch.compile"
+    title = "## torch.compile, the denoiser as a whole"
     if found is None:
         return f"{title}\n\nNot measured in this run."
     seconds = found["seconds"]
@@ -139,17 +140,60 @@ def _compiled(found: Results | None) -> str:
             title,
             grid(["", "as it is", "compiled", "as it is / compiled"], rows),
             paragraph(
-                f"By `python -m benchmarks.profile --compile`: the quickstart's model, {found['images']} images in a"
-                f" rollout, and {found['images']} steps forward and backward as in an update; the"
+                f"By `python -m benchmarks.profile --compile whole`: the quickstart's model, {found['images']} images"
+                f" in a rollout, and {found['images']} steps forward and backward as in an update; the"
                 " denoiser is compiled as a whole. Medians of processor seconds, the one way after the other, so read"
                 f" them roughly. The first rollout and update together took {found['first']['compiled']:.0f} s of wall"
                 f" time, in place of {found['first']['as it is']:.0f} s. A replay with gradient was"
                 f" {found['replay_apart']:g} away from the rollout's log-probabilities."
             ),
             paragraph(
-                "It is no option of the trainer. Adapters on, off or merged, with gradient or without, and each size of"
-                " a last batch are versions of their own, each of which is compiled by itself, and torch goes on"
-                " without compiling after 8; what it would give a GPU was not measured."
+                "This is no option of the trainer, for want of patience: adapters on, off or merged, with gradient or"
+                " without, and each size of a batch are versions of their own, each of which is compiled by itself."
+            ),
+        ]
+    )
+
+
+def _blocks(found: Results | None) -> str:
+    title = "## torch.compile, block by block"
+    if not found:
+        return f"{title}\n\nNot measured in this run."
+    rows, told = [], []
+    for name, job in found.items():
+        plain, compiled = (job["seconds"][way] for way in ("as it is", "compiled"))
+        warm = job["first"]
+        for part in plain:
+            rows.append(
+                [
+                    f"{NAMES[name]}: {part}",
+                    f"{median(plain[part]):.3f} s",
+                    f"{median(compiled[part]):.3f} s",
+                    _ratio(plain[part], compiled[part]),
+                ]
+            )
+        made = ", ".join(f"{count} x {kind}" for kind, count in job["blocks"].items())
+        told.append(
+            f"{NAMES[name]} ({made}; {job['images']} images; {job['versions']} versions): {warm['compiled']:.0f} s, in"
+            f" place of {warm['as it is']:.0f} s, and {warm['compiled, from disk']:.0f} s once torch's cache on the"
+            f" disk has them; the replay was {job['replay_apart']['compiled']:g} away, as it is"
+            f" {job['replay_apart']['as it is']:g}"
+        )
+    some = next(iter(found.values()))
+    return "\n\n".join(
+        [
+            title,
+            grid(["", "as it is", "compiled", "as it is / compiled"], rows),
+            paragraph(
+                "What `compile: true` does, by `python -m benchmarks.profile --compile blocks --rounds"
+                f" {len(some['seconds']['compiled']['rollout'])}` on {some['date']}: a rollout, and as many steps"
+                " forward and backward as in an update, in turn with the same policy as it is. Processor seconds, and"
+                " the ratio round by round (lowest–highest). **Not run on a GPU.**"
+            ),
+            paragraph(
+                "The first rollout and update together, in processor seconds, the C++ compiler's among them, and how"
+                f" far the log-probabilities of a replay with gradient were from the rollout's: {'; '.join(told)}. A"
+                " run has more versions: of each size of a batch, with adapters off, and merged."
             ),
         ]
     )

@@ -35,6 +35,10 @@ RATIO_TOLERANCE = {"fp32": 0.0, "fp16": 2e-3, "bf16": 2e-2}
 The half precisions may deviate by more than an image's clip range of 1e-4: see ``ratio_is_one``.
 """
 
+COMPILED = 1e-5
+"""Least that compiled versions of one model may be apart in fp32, in a ratio or an answer: a tenth of the clip range of
+images. Measured on a CPU: at most 1.2e-7, one last bit of a log-probability between 1 and 2 (``docs/which.md``)."""
+
 HUGE = 1e4
 """Largest weight of a model that works: they are of the order of 1, and what is wrong grows beyond all bounds."""
 
@@ -101,25 +105,33 @@ def rollout_has_likelihood(rollout: Rollout) -> None:
         )
 
 
-@torch.no_grad()
-def ratio_is_one(policy: Policy, rollout: Rollout, precision: str, clip_range: float | None = None) -> float:
+def rounding(policy: Policy, precision: str) -> float:
+    """How far two answers may be apart that are the same by all but rounding.
+
+    Nothing, but where the policy is compiled: with gradient and without, adapters on and off are versions of their own,
+    in which sums can be made in another order.
+    """
+    return max(COMPILED, RATIO_TOLERANCE[precision]) if getattr(policy, "compiled", None) else 0.0
+
+
+def ratio_is_one(
+    policy: Policy, rollout: Rollout, precision: str, clip_range: float | None = None, micro_batch: int | None = None
+) -> float:
     """Replays a rollout in the batches it was sampled in, and returns the largest ``|ratio - 1|``.
 
     In fp32 it must be exactly 0: then latents, guidance, noise and weights are the same in rollout and replay. In half
     precision ``RATIO_TOLERANCE`` is the limit above which a run is refused. A deviation below it, but above the
     ``clip_range`` of the objective, clips steps for their rounding alone, before any update: that is warned of.
+
+    A compiled policy replays once more, with gradient and as many rows as an update has at a time (``micro_batch``):
+    that is another version than the one that sampled, and may be ``rounding`` away.
     """
-    deviations = []
-    for steps in in_turn(policy, rollout):
-        replayed = policy.step_log_probs(rollout, steps).log_probs.cpu()
-        ratio = (replayed - rollout.log_probs.cpu().gather(1, steps)).double().exp()
-        deviations.append(torch.where(rollout.mask.cpu().gather(1, steps), (ratio - 1).abs(), 0.0).max())
-    deviation = float(torch.stack(deviations).max())  # unlike Python's max, keeps a NaN
-    if not deviation <= RATIO_TOLERANCE[precision]:
-        raise RefusedError(
-            f"replaying the rollout gives other probabilities than sampling it did: |ratio - 1| is {deviation:.3g},"
-            f" allowed in {precision} is {RATIO_TOLERANCE[precision]:g}; the update would follow rounding noise"
-        )
+    with torch.no_grad():
+        deviation = _deviation(policy, rollout, RATIO_TOLERANCE[precision], precision)
+    if allowed := rounding(policy, precision):
+        few = rollout.take(torch.arange(min(len(rollout), micro_batch or len(rollout))))
+        with torch.enable_grad():
+            deviation = max(deviation, _deviation(policy, few, allowed, f"{precision}, compiled,"))
     if clip_range is not None and deviation > clip_range:
         log.warning(
             f"rounding in {precision} moves the ratio by up to {deviation:.2g}, more than objective.clip_range"
@@ -129,9 +141,28 @@ def ratio_is_one(policy: Policy, rollout: Rollout, precision: str, clip_range: f
     return deviation
 
 
-def reference_is_base(policy: Policy, ask: Callable[[], Tensor]) -> None:
-    """Before training, the reference (adapters off) must be the policy itself: same question, same answer."""
-    if not torch.equal(ask(), reference_fingerprint(policy, ask)):
+def _deviation(policy: Policy, rollout: Rollout, allowed: float, how: str) -> float:
+    """The largest ``|ratio - 1|`` of a replay. Raises RefusedError where it is more than ``allowed``."""
+    deviations = []
+    for steps in in_turn(policy, rollout):
+        replayed = policy.step_log_probs(rollout, steps).log_probs.detach().cpu()
+        ratio = (replayed - rollout.log_probs.cpu().gather(1, steps)).double().exp()
+        deviations.append(torch.where(rollout.mask.cpu().gather(1, steps), (ratio - 1).abs(), 0.0).max())
+    deviation = float(torch.stack(deviations).max())  # unlike Python's max, keeps a NaN
+    if not deviation <= allowed:
+        raise RefusedError(
+            f"replaying the rollout gives other probabilities than sampling it did: |ratio - 1| is {deviation:.3g},"
+            f" allowed in {how} is {allowed:g}; the update would follow rounding noise"
+        )
+    return deviation
+
+
+def reference_is_base(policy: Policy, ask: Callable[[], Tensor], allowed: float = 0.0) -> None:
+    """Before training, the reference (adapters off) must be the policy itself: same question, same answer, to what is
+    ``allowed`` (see ``rounding``).
+    """
+    ours, base = ask(), reference_fingerprint(policy, ask)
+    if not (torch.allclose(ours, base, rtol=0.0, atol=allowed) if allowed else torch.equal(ours, base)):
         raise RefusedError("the policy and its reference differ before training: the adapter does not start at zero")
 
 

@@ -219,6 +219,9 @@ class RunConfig(Section):
     """``auto``, ``cpu``, ``cuda``, ``cuda:1``, ``mps``."""
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     """Arithmetic of the denoiser; log-probabilities are always fp32."""
+    compile: bool = False
+    """Whether the denoiser's blocks go through ``torch.compile``, which takes minutes at first and less time a step
+    then; for images."""
 
     @model_validator(mode="before")
     @classmethod

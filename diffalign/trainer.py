@@ -210,7 +210,9 @@ class Trainer:
                 each(number, own[number].samples)
             if self.updates == 0 and len(own) == 1 and self.objective.name in POLICY_GRADIENT:
                 checks.rollout_has_likelihood(own[number])
-                checks.ratio_is_one(self.policy, own[number], self.precision, self.objective.clip_range)
+                checks.ratio_is_one(
+                    self.policy, own[number], self.precision, self.objective.clip_range, self.settings.micro_batch_size
+                )
             self.on_progress("sampling", min((number + 1) * size, count), count)
         found = self.processes.exchange(
             "samples", [self._interrupted.is_set(), shares.sendable(self.processes, self.policy, own)]
@@ -352,7 +354,7 @@ class Trainer:
         """Before the first update, what the reference says; it must be what the policy says."""
         if self.updates or "reference" not in self.policy.capabilities:
             return None
-        checks.reference_is_base(self.policy, lesson.fingerprint)
+        checks.reference_is_base(self.policy, lesson.fingerprint, checks.rounding(self.policy, self.precision))
         return checks.reference_fingerprint(self.policy, lesson.fingerprint)
 
     @torch.no_grad()

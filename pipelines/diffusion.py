@@ -28,7 +28,7 @@ from diffalign.errors import ConfigError, InputError
 from diffalign.runs import new_folder
 from diffalign.sampling import WindowConfig
 from diffalign.types import Capability, Draw, Modality, Prompt, Redrawn, Rollout, Sample, StepLikelihood
-from pipelines import backprop, merging
+from pipelines import backprop, compiling, merging
 from pipelines.families import ATTENTION, EVERYTHING, Conditioning, Family, joined
 from pipelines.per_image import PerImage
 from pipelines.schedules import Schedule
@@ -65,11 +65,13 @@ class DiffusionPolicy:
         device: torch.device | str = "cpu",
         precision: str = "fp32",
         gradient_checkpointing: bool = False,
+        compiled: bool = False,
         seed: int = 0,
         table: TableEncoder | None = None,
     ) -> None:
         """Trains a LoRA (``adapter``), every weight of the denoiser (``full``), or nothing (sampling only).
 
+        ``compiled`` runs the denoiser's blocks by torch.compile, in all that is asked of the policy.
         With ``table`` it is the attributes of a prompt that condition the denoiser, in place of its text.
         """
         self.family, self.name = family, name
@@ -106,6 +108,9 @@ class DiffusionPolicy:
         if gradient_checkpointing:
             family.denoiser.enable_gradient_checkpointing()  # type: ignore[operator]
             family.denoiser.train()  # diffusers checkpoints in training mode only; no layer here has dropout
+        models = [model for model in (family.denoiser, self._frozen) if model is not None]
+        self.compiled: Mapping[str, int] = compiling.compile_blocks(models, self.device) if compiled else {}
+        """Classes of the denoiser's blocks that are compiled, and how many of each."""
 
     def _add_adapter(self, adapter: AdapterConfig, seed: int) -> None:
         named = adapter.targets if isinstance(adapter.targets, list) else self.family.layers[adapter.targets]

@@ -96,6 +96,7 @@ def load_policy(  # noqa: PLR0913 - one keyword for each choice that a model is 
     device: torch.device | str = "cpu",
     precision: str = "fp32",
     gradient_checkpointing: bool = False,
+    compiled: bool = False,
     seed: int = 0,
     name: str | None = None,
     condition: Literal["text", "table"] = "text",
@@ -113,6 +114,8 @@ def load_policy(  # noqa: PLR0913 - one keyword for each choice that a model is 
     if (modality or modality_of(model)) == "text":
         if condition == "table":
             raise ConfigError(f"condition table: {model} makes texts, and only image models have a table encoder")
+        if compiled:
+            raise ConfigError(f"compile: {model} makes texts, and only the blocks of image models are compiled")
         if sampler is not None:
             raise ConfigError(f"sampler: {model} makes texts; say by generation=GenerationConfig(...) how")
         return LanguagePolicy(*load_language_model(model), generation=generation, critic=critic, **options)
@@ -120,6 +123,7 @@ def load_policy(  # noqa: PLR0913 - one keyword for each choice that a model is 
         raise ConfigError(f"generation: {model} makes images; say by sampler=SamplerConfig(...) how")
     if critic:
         raise ConfigError(f"credit.rule gae: {model} makes images, and no critic says what a denoising step is worth")
+    options["compiled"] = compiled
     if condition == "text":
         return DiffusionPolicy(load_family(model), sampler=sampler, **options)
     table, family = load_table_encoder(model), load_family(model)
