@@ -275,7 +275,7 @@ def test_a_model_without_named_blocks_is_refused() -> None:
 def test_half_precision_rounds_where_it_does_without_compiling(
     build: Build, monkeypatch: pytest.MonkeyPatch  # noqa: F811
 ) -> None:  # fmt: skip
-    """Left to itself, torch rounds fewer values of a chain, and others with gradient: the ratio was 0.028 away from 1."""
+    """Left to itself, torch rounds fewer values of a chain, others with gradient: the ratio was 0.028 away from 1."""
     for _ in backend(monkeypatch, "inductor"):
         policy = moved(build("sd", adapter=AdapterConfig(rank=2), precision="bf16", compiled=True))
         assert checks.ratio_is_one(policy, policy.rollout(PROMPTS, [1, 2]), "bf16", micro_batch=2) < 1e-3
