@@ -140,15 +140,16 @@ class Job:
         config = self.config
         if config.warm_up is not None:
             self._warm_up(status)
+        policy = self.policy  # made here, where all processes are: they may divide it among them
         if config.fit is not None:
             if self.crew.first:
                 reward_stage.run(
-                    config.fit, self.resolved, self.policy, self.train_prompts, self.held_out, self.directory, status
+                    config.fit, self.resolved, policy, self.train_prompts, self.held_out, self.directory, status
                 )
             self.crew.exchange("fitted")
         source = self.crew.first_then_all("source", lambda: self._source(status))
         trainer = Trainer(
-            self.policy,
+            policy,
             source,
             beside=sources.beside(config, self.train_prompts, self.held_out, status.say),
             settings=config.trainer,

@@ -124,6 +124,7 @@ def policy(config: RunConfig) -> DiffusionPolicy | LanguagePolicy:
         precision=config.precision,
         gradient_checkpointing=config.trainer.gradient_checkpointing,
         compiled=config.compile,
+        shard=config.trainer.shard,
         seed=config.seed,
     )
 

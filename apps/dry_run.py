@@ -38,7 +38,8 @@ def run(recipe: str, overrides: Sequence[str], out: Path | None = None, *, resum
     )
     train, held_out = prompt_sources.load(config.prompts, config.seed)
     build.check(config)
-    policy = build.policy(config)
+    whole = config.model_copy(update={"trainer": config.trainer.model_copy(update={"shard": False})})
+    policy = build.policy(whole)  # dividing it takes other processes
     trained = sum(p.numel() for p in policy.trainable().values())
     sampled, measured, evaluated = generated(config, len(held_out))
     experience: str = config.experience.source
@@ -58,6 +59,7 @@ def run(recipe: str, overrides: Sequence[str], out: Path | None = None, *, resum
         " evaluate",
         **WORK[config.modality](policy, config, len(held_out)),
         "memory estimate": f"{memory(policy, config) / 2**20:.0f} MiB, of {_available(policy.device) / 2**20:.0f}",
+        **({"of it divided": _divided(policy)} if config.trainer.shard else {}),
         "made up of": ", ".join(f"{part} {size / 2**20:.1f}" for part, size in parts(policy, config).items()),
         "not counted": NOT_COUNTED
         + (CHECKPOINTED if config.trainer.gradient_checkpointing else "")
@@ -223,6 +225,14 @@ def parts(policy: DiffusionPolicy | LanguagePolicy, config: RunConfig) -> dict[s
         # They come for a new prompt and have left when the backward pass begins: never both at once.
         found["activations, or text encoders"] = max(found.pop("activations"), found.pop("text encoders"))
     return found
+
+
+def _divided(policy: DiffusionPolicy | LanguagePolicy) -> str:
+    """What ``trainer.shard`` leaves of the memory."""
+    assert isinstance(policy, DiffusionPolicy)
+    frozen = [p for p in policy.family.denoiser.parameters() if not p.requires_grad]
+    size = sum(p.numel() * p.element_size() for p in frozen)
+    return f"{size / 2**20:.1f} MiB of weights, of which each of N processes keeps 1 / N, and a block while it is used"
 
 
 def _weights(modules: Sequence[torch.nn.Module]) -> int:

@@ -11,7 +11,9 @@ from diffalign.config import RunConfig, load
 from diffalign.errors import ConfigError
 from diffalign.runs import Run
 
-FREE = ("trainer.epochs", "trainer.checkpoint_every", "trainer.keep_checkpoints", "evaluation", "device")
+FREE = (
+    "trainer.epochs", "trainer.checkpoint_every", "trainer.keep_checkpoints", "trainer.shard", "evaluation", "device",
+)  # fmt: skip
 """Fields that ``--set`` may change in a resumed run."""
 
 

@@ -55,8 +55,8 @@ def accelerator(*, cpu: bool) -> Accelerator:
         raise ConfigError(f"a setting of Accelerate, {foreign}, cannot be used here: {error}") from error
     if found.distributed_type.value in SHARDED:
         raise ConfigError(
-            f"the weights of a model are whole in every process here, and {found.distributed_type.value}, {foreign},"
-            " would divide them: turn it off"
+            f"weights are not divided among processes by {found.distributed_type.value}, {foreign}: turn it off, and"
+            " set trainer.shard where a LoRA's model does not fit on one device"
         )
     if found.mixed_precision != "no":
         raise ConfigError(

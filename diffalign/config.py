@@ -146,6 +146,9 @@ class TrainerConfig(Section):
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, more time. Applied when the policy is built, so in the
     library give it to ``load_policy`` too."""
+    shard: bool = False
+    """Divide the frozen weights of a denoiser among the processes of the run, where they do not fit on one device. For
+    a LoRA; applied when the policy is built, like ``gradient_checkpointing``."""
     checkpoint_every: int = Field(1, ge=1)
     """Epochs between checkpoints."""
     keep_checkpoints: int = Field(2, ge=1)
@@ -305,6 +308,12 @@ class RunConfig(Section):
             raise ValueError(
                 f"credit.rule {self.credit.rule} compares the samples of one prompt: set trainer.samples_per_prompt"
                 " to 2 or more"
+            )
+        if self.trainer.shard and (self.modality != "image" or self.adapter is None):
+            raise ValueError(
+                "trainer.shard divides the frozen weights of a denoiser among processes, and "
+                + (f"{self.model} makes texts" if self.modality != "image" else "without an adapter all are trained")
+                + ": leave it out"
             )
         if info.context != MADE and (unused := idle.fault(self)):
             raise ValueError(unused)

@@ -26,16 +26,15 @@ from torch.nn import Parameter
 
 from diffalign import errors
 from diffalign.errors import ConfigError, DiffalignError, InputError
+from diffalign.lockstep import Lockstep, LostError, connected
+
+__all__ = ["LostError", "Processes", "checksum", "launched", "own_device", "start"]
 
 PATIENCE = timedelta(days=7)
 """So long processes wait for each other: one may be asking a slow reward, or evaluating."""
 BUCKET = 1 << 24
 """Numbers that are summed over the processes at a time: 64 MB of float32."""
 T = TypeVar("T")
-
-
-class LostError(DiffalignError):
-    """Another process of the run is gone."""
 
 
 def launched() -> bool:
@@ -62,7 +61,7 @@ class Processes:
         """What the launcher gave this process to compute on; None where it is alone."""
         if state is not None and self.count > 1:
             self.device = state.device
-            self._group = _group()
+            self._group, self.lockstep = _group(), _lockstep()
 
     @property
     def first(self) -> bool:
@@ -116,7 +115,7 @@ class Processes:
         except LostError:
             raise
         except Exception as error:
-            if self.count > 1 and not getattr(error, "agreed", False):
+            if self.count > 1 and not self.lockstep.broken and not getattr(error, "agreed", False):
                 with suppress(LostError):
                     self._gathered({"error": _described(error)})
                 _agreed(error)
@@ -130,7 +129,7 @@ class Processes:
 
     def wait_for_first(self) -> None:
         """Waits until the first process has ended: a launcher ends all of them as soon as one has."""
-        if not self.first:
+        if not self.first and not self.lockstep.broken:
             with suppress(RuntimeError):
                 distributed.recv(torch.zeros(1), src=0, group=self._group)
 
@@ -138,8 +137,9 @@ class Processes:
         written = io.BytesIO()
         torch.save(message, written)
         own = torch.frombuffer(written.getbuffer(), dtype=torch.uint8)
+        self.lockstep.rest()
         sizes = [torch.zeros(1, dtype=torch.int64) for _ in range(self.count)]
-        with self._lost():
+        with connected():
             distributed.all_gather(sizes, torch.tensor([len(own)]), group=self._group)
             longest = max(int(size) for size in sizes)
             padded = torch.cat([own, torch.zeros(longest - len(own), dtype=torch.uint8)])
@@ -149,16 +149,6 @@ class Processes:
             message if rank == self.rank else _read(rank, part[: int(size)])
             for rank, (part, size) in enumerate(zip(parts, sizes, strict=True))
         ]
-
-    @contextmanager
-    def _lost(self) -> Iterator[None]:
-        try:
-            yield
-        except RuntimeError as error:
-            raise LostError(
-                "another process of this run has ended; its own output, or that of the launcher, says why. Continue"
-                " from the last checkpoint with --resume"
-            ) from error
 
     # -- gradients --------------------------------------------------------------------------------------------------
 
@@ -172,7 +162,7 @@ class Processes:
             return
         for some in _buckets(parameters):
             gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in some]
-            with self._lost():
+            with connected():
                 total = reduce(torch.cat([each.reshape(-1) for each in gradients]), "sum")
             for parameter, part in zip(some, total.split([p.numel() for p in some]), strict=True):
                 parameter.grad = part.view_as(parameter).to(parameter.dtype)
@@ -188,6 +178,11 @@ def checksum(parameters: Iterable[Parameter]) -> int:
 def _group() -> Any:
     """For what is exchanged on the CPU, whatever the device that trains."""
     return distributed.new_group(backend="gloo", timeout=PATIENCE)
+
+
+@cache
+def _lockstep() -> Lockstep:
+    return Lockstep(_group())
 
 
 def _buckets(parameters: Iterable[Parameter]) -> Iterator[list[Parameter]]:

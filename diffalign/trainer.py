@@ -105,11 +105,12 @@ class Trainer:
                 f"objective.reduction is {self.objective.reduction}, but {self.policy.name} answers with a"
                 f" {self.policy.reduction}: set it to that, and beta or clip_range to what it needs"
             )
-        if self.settings.gradient_checkpointing and not getattr(self.policy, "gradient_checkpointing", False):
-            raise ConfigError(
-                f"trainer.gradient_checkpointing is on, but {self.policy.name} was built without it; build the policy"
-                " with gradient_checkpointing=True"
-            )
+        for setting in ("gradient_checkpointing", "shard"):
+            if getattr(self.settings, setting) and not getattr(self.policy, setting, False):
+                raise ConfigError(
+                    f"trainer.{setting} is on, but {self.policy.name} was built without it; build the policy with"
+                    f" {setting}=True"
+                )
 
     # -- the loop ---------------------------------------------------------------------------------------------------
 

@@ -41,7 +41,8 @@ def redraw(policy: DiffusionPolicy, rollout: Rollout, start: int, *, jump: bool,
         def output(given: Tensor, now: Tensor = now) -> Tensor:
             return policy._output(given, now, text)
 
-        found = _again(policy, output, latents)
+        # A divided denoiser makes its pass again anyway.
+        found = output(latents) if policy.shard else _again(policy, output, latents)
         if drift:
             away.append(denoising.denoising_error(found - _reference(policy, output, latents)))
         if jump:

@@ -32,6 +32,7 @@ from pipelines import backprop, compiling, merging
 from pipelines.families import ATTENTION, EVERYTHING, Conditioning, Family, joined
 from pipelines.per_image import PerImage
 from pipelines.schedules import Schedule
+from pipelines.sharding import Divided, Question
 from pipelines.table_encoder import FOLDER, Codes, TableEncoder
 from pipelines.visiting import Visitors
 
@@ -68,11 +69,13 @@ class DiffusionPolicy:
         compiled: bool = False,
         seed: int = 0,
         table: TableEncoder | None = None,
+        shard: bool = False,
     ) -> None:
         """Trains a LoRA (``adapter``), every weight of the denoiser (``full``), or nothing (sampling only).
 
-        ``compiled`` runs the denoiser's blocks by torch.compile, in all that is asked of the policy.
-        With ``table`` it is the attributes of a prompt that condition the denoiser, in place of its text.
+        With ``table`` it is the attributes of a prompt that condition the denoiser, in place of its text. ``shard``
+        divides the frozen weights of the denoiser among the processes of the run, and ``compiled`` runs its blocks by
+        torch.compile, in all that is asked of the policy.
         """
         self.family, self.name = family, name
         self.sampler = sampler or SamplerConfig()
@@ -80,7 +83,7 @@ class DiffusionPolicy:
         self.batch_size = self.sampler.batch_size
         self.precision = DTYPES[precision]
         self.adapter = adapter
-        self.gradient_checkpointing = gradient_checkpointing
+        self.gradient_checkpointing, self.shard = gradient_checkpointing, shard
         self._frozen: nn.Module | None = None
         self.table = table.to(self.device) if table is not None else None
         self._text: dict[Asked, Conditioning] = {}
@@ -88,12 +91,16 @@ class DiffusionPolicy:
         self.denoiser_calls = 0
         """Latents that went through the denoiser so far; guidance sends each through twice, and backward passes do not
         count."""
+        if shard and full:
+            raise ConfigError("shard divides frozen weights among processes, and with full all are trained")
+        if shard and compiled:
+            raise ConfigError("compile: nobody has tried it with trainer.shard; leave one of the two out")
         if not full:
             family.freeze_in(self.precision)
         encoders = {n: part for n, part in family.components().items() if n.startswith("text_encoder")}
         for name_of, module in family.components().items():
             module.requires_grad_(False).eval()
-            if name_of not in encoders:
+            if name_of not in encoders and not (shard and module is family.denoiser):
                 module.to(self.device)
         self.encoders = Visitors(list(encoders.values()), self.device)
         """The text encoders, which leave a device of little memory once a prompt is encoded."""
@@ -111,6 +118,7 @@ class DiffusionPolicy:
         models = [model for model in (family.denoiser, self._frozen) if model is not None]
         self.compiled: Mapping[str, int] = compiling.compile_blocks(models, self.device) if compiled else {}
         """Classes of the denoiser's blocks that are compiled, and how many of each."""
+        self._divided = Divided(family.denoiser, self._denoised, self._some, self.device) if shard else None
 
     def _add_adapter(self, adapter: AdapterConfig, seed: int) -> None:
         named = adapter.targets if isinstance(adapter.targets, list) else self.family.layers[adapter.targets]
@@ -232,8 +240,16 @@ class DiffusionPolicy:
 
     def _denoise(self, latents: Tensor, timesteps: Tensor, text: Conditioning) -> Tensor:
         self.denoiser_calls += len(latents)
+        return (self._divided or self._denoised)(latents, timesteps, text)
+
+    def _denoised(self, latents: Tensor, timesteps: Tensor, text: Conditioning) -> Tensor:
         with torch.autocast(self.device.type, self.precision, enabled=self.precision != torch.float32):
             return self.family.denoise(latents, timesteps, text).float()
+
+    def _some(self) -> Question:
+        """A question for the denoiser that needs no sample: of one image, all 0."""
+        latents = torch.zeros(1, *self.family.latent_shape, device=self.device)
+        return latents, self.schedule.timesteps[:1], self._embed([self._unasked(Prompt(""))])
 
     def redraw(self, rollout: Rollout, start: int, *, jump: bool = False, drift: bool = False) -> Redrawn:
         """See DifferentiablePolicy, and ``pipelines.backprop``."""
@@ -243,9 +259,10 @@ class DiffusionPolicy:
         """For samples alone: inside it the adapter is added into the model's weights (see ``merging``).
 
         That is exact to rounding, so a replay outside has other last bits, and a ratio that is not exactly 1. Half
-        precisions do without: they would round the adapter away.
+        precisions do without: they would round the adapter away. So do divided weights.
         """
-        return merging.merged(self.family.denoiser) if self.precision == torch.float32 else nullcontext()
+        able = self.precision == torch.float32 and not self.shard
+        return merging.merged(self.family.denoiser) if able else nullcontext()
 
     @contextmanager
     def at_epoch(self, epoch: int) -> Iterator[None]:

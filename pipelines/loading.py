@@ -97,6 +97,7 @@ def load_policy(  # noqa: PLR0913 - one keyword for each choice that a model is 
     precision: str = "fp32",
     gradient_checkpointing: bool = False,
     compiled: bool = False,
+    shard: bool = False,
     seed: int = 0,
     name: str | None = None,
     condition: Literal["text", "table"] = "text",
@@ -105,6 +106,7 @@ def load_policy(  # noqa: PLR0913 - one keyword for each choice that a model is 
 
     ``modality`` is needed for a language model of the hub only. ``sampler`` is for images, ``generation`` for texts;
     raises ConfigError for the other's.
+    ``shard`` divides the frozen weights of an image model's denoiser among the processes of the run.
     ``condition="table"`` conditions an image model on the attributes of its prompts, by its table encoder.
     """
     options: dict[str, Any] = {
@@ -118,14 +120,16 @@ def load_policy(  # noqa: PLR0913 - one keyword for each choice that a model is 
             raise ConfigError(f"compile: {model} makes texts, and only the blocks of image models are compiled")
         if sampler is not None:
             raise ConfigError(f"sampler: {model} makes texts; say by generation=GenerationConfig(...) how")
+        if shard:
+            raise ConfigError(f"trainer.shard: {model} makes texts, and only denoisers are divided among processes")
         return LanguagePolicy(*load_language_model(model), generation=generation, critic=critic, **options)
     if generation is not None:
         raise ConfigError(f"generation: {model} makes images; say by sampler=SamplerConfig(...) how")
     if critic:
         raise ConfigError(f"credit.rule gae: {model} makes images, and no critic says what a denoising step is worth")
-    options["compiled"] = compiled
+    options |= {"sampler": sampler, "shard": shard, "compiled": compiled}
     if condition == "text":
-        return DiffusionPolicy(load_family(model), sampler=sampler, **options)
+        return DiffusionPolicy(load_family(model), **options)
     table, family = load_table_encoder(model), load_family(model)
     text = family.encode_text([""])
     if text.pooled is not None or text.mask is not None:
@@ -135,7 +139,7 @@ def load_policy(  # noqa: PLR0913 - one keyword for each choice that a model is 
         )
     if (wide := table.sizes["width"]) != (wanted := text.tokens.shape[-1]):
         raise InputError(f"table encoder of {model} makes tokens of width {wide}, and the denoiser reads {wanted}")
-    return DiffusionPolicy(family, sampler=sampler, table=table, **options)
+    return DiffusionPolicy(family, table=table, **options)
 
 
 def load_table_encoder(model: str) -> TableEncoder:

@@ -92,7 +92,7 @@ class Linear:
 
     def __init__(self, schedule: Ddim | Flow, weight: torch.Tensor) -> None:
         self.schedule, self.weight = schedule, weight
-        self.device, self.gradient_checkpointing = torch.device("cpu"), False
+        self.device, self.gradient_checkpointing, self.shard = torch.device("cpu"), False, False
         self.sampler = SimpleNamespace(steps=STEPS)
         self.family = SimpleNamespace(decode=lambda latents: latents.tanh())
         self.noise = torch.randn((2, STEPS + 1, 1, 2, 2), generator=torch.Generator().manual_seed(1)).double()

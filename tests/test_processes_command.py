@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import psutil
@@ -22,12 +23,13 @@ from tests.test_processes import ROOT, launch
 pytestmark = pytest.mark.slow
 desk = test_cli.desk
 ARGUMENTS = ("align", "run.yaml", "--out", "two")
+SHARD = ("--set", "trainer.shard=true")
 LONG = ("--set", "trainer.epochs=10000", "--set", "evaluation.every=0")
 
 
-def long_run(desk: Path) -> tuple[subprocess.Popen[str], dict[str, psutil.Process]]:
+def long_run(desk: Path, more: Sequence[str] = ()) -> tuple[subprocess.Popen[str], dict[str, psutil.Process]]:
     """A launcher and by rank its two processes, which train for a long time, once the second checkpoint is there."""
-    launcher = launch("-m", "apps.cli", "align", "run.yaml", "--out", "long", *LONG, folder=desk)
+    launcher = launch("-m", "apps.cli", "align", "run.yaml", "--out", "long", *LONG, *more, folder=desk)
     deadline = time.monotonic() + 180
     while not (desk / "long" / "checkpoints" / "step-2").is_dir():
         assert time.monotonic() < deadline and launcher.poll() is None, launcher.communicate()[0]
@@ -63,10 +65,12 @@ def test_the_command_leaves_what_one_process_leaves(desk: Path) -> None:
     assert not (desk / "runs").exists() or not list((desk / "runs").iterdir())
 
 
-@pytest.mark.parametrize("rank", ["0", "1"])
-def test_a_killed_process_ends_the_other_within_a_minute(desk: Path, rank: str) -> None:
-    """kill -9; and two new ones go on from the last checkpoint, to the same bytes as if nothing had happened."""
-    launcher, ranks = long_run(desk)
+@pytest.mark.parametrize(("rank", "more"), [("0", ()), ("1", ()), ("1", SHARD)])
+def test_a_killed_process_ends_the_other_within_a_minute(desk: Path, rank: str, more: Sequence[str]) -> None:
+    """kill -9; and two new ones go on from the last checkpoint, to the same bytes as if nothing had happened. Whether
+    weights are divided or not.
+    """
+    launcher, ranks = long_run(desk, more)
     began = time.monotonic()
     ranks[rank].kill()
     said, _ = launcher.communicate(timeout=60)
@@ -77,7 +81,7 @@ def test_a_killed_process_ends_the_other_within_a_minute(desk: Path, rank: str) 
         return
     total = int(Run(desk / "long").checkpoints()[-1].name[5:]) + 1
     epochs = ("--set", f"trainer.epochs={total}")
-    for arguments in (("--resume", "--out", "long"), ("--out", "straight", "--set", "evaluation.every=0")):
+    for arguments in (("--resume", "--out", "long"), ("--out", "straight", "--set", "evaluation.every=0", *more)):
         again = launch("-m", "apps.cli", "align", "run.yaml", *arguments, *epochs, folder=desk)
         said, _ = again.communicate(timeout=300)
         assert again.returncode == 0, said

@@ -217,8 +217,8 @@ def test_rounding_beyond_the_clip_range_is_warned_of(
 @pytest.mark.parametrize(
     ("setting", "message"),
     [
-        ({"distributed_type": DistributedType.FSDP}, "whole in every process here, and FSDP"),
-        ({"distributed_type": DistributedType.DEEPSPEED}, "whole in every process here, and DEEPSPEED"),
+        ({"distributed_type": DistributedType.FSDP}, "divided among processes by FSDP.* set trainer.shard"),
+        ({"distributed_type": DistributedType.DEEPSPEED}, "divided among processes by DEEPSPEED"),
         ({"mixed_precision": "bf16"}, "Accelerate's mixed precision is bf16"),
         ({"gradient_accumulation_steps": 4}, "Accelerate's gradient accumulation is 4"),
     ],
