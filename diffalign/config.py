@@ -315,6 +315,9 @@ class RunConfig(Section):
                 + (f"{self.model} makes texts" if self.modality != "image" else "without an adapter all are trained")
                 + ": leave it out"
             )
+        if self.compile and (self.modality != "image" or self.trainer.shard):
+            why = "nobody has tried it with trainer.shard" if self.trainer.shard else f"{self.model} makes texts"
+            raise ValueError(f"compile is for the blocks of image models, and {why}: leave it out")
         if info.context != MADE and (unused := idle.fault(self)):
             raise ValueError(unused)
         return self

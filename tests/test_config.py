@@ -121,6 +121,11 @@ def test_a_field_that_the_method_has_no_use_for_is_refused(file: Path, overrides
         load(file, [*overrides, "trainer.epoch=3"], made=True)
 
 
+def test_compiled_blocks_are_not_divided_among_processes(file: Path) -> None:
+    with pytest.raises(ConfigError, match=r"compile is for .* nobody has tried it with trainer.shard: leave it out"):
+        load(file, ["compile=true", "trainer.shard=true"])
+
+
 def test_a_wrong_field_in_the_file_is_found_by_its_line(file: Path) -> None:
     file.write_text(MINIMAL + "  batchsize: 8\n")
     with pytest.raises(
