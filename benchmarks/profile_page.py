@@ -29,7 +29,7 @@ def page(results: Results) -> str:
             _compiled(results.get("compile")),
             _blocks(results.get("blocks")),
             _overlap(results["overlap"]),
-            _attention(results["jobs"]),
+            _attention(results["jobs"], results["text"]),
             _conditions(results),
         ]
     ) + "\n"  # fmt: skip
@@ -226,7 +226,7 @@ def _overlap(found: Results) -> str:
     )
 
 
-def _attention(jobs: Results) -> str:
+def _attention(jobs: Results, text: Results) -> str:
     told = "; ".join(
         f"{NAMES[name]}: {job['attention']['scaled_dot_product_attention']} calls of torch's fused attention,"
         f" {job['attention']['_softmax']} of a softmax by itself"
@@ -236,6 +236,11 @@ def _attention(jobs: Results) -> str:
         [
             "## Attention",
             paragraph(f"A rollout of one image, counted by torch's profiler. {told}. It is fused already."),
+            paragraph(
+                "Keys and values of the text are the same at every step. Keeping them would save"
+                f" {text['512']:.2%} of the operations of a step of Stable Diffusion 1.5 at 512 pixels, and"
+                f" {text['256']:.1%} at 256 (counted, not timed): they are made anew."
+            ),
         ]
     )
 
