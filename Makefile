@@ -111,7 +111,7 @@ bench-methods: $(INSTALLED) ## Compare the methods on one task and budget: about
 	$(PY) -m benchmarks.methods $(ARGS)
 
 .PHONY: bench-clinician
-bench-clinician: $(INSTALLED) ## Follow the clinician reward with and without its lower bound: about half an hour
+bench-clinician: $(INSTALLED) ## Follow the clinician reward with and without its lower bound: about three quarters of an hour
 	$(PY) -m benchmarks.clinician $(ARGS)
 
 .PHONY: bench-loop

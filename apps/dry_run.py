@@ -85,22 +85,21 @@ def _warm_up(config: RunConfig) -> str:
 def updates(config: RunConfig) -> str:
     """Updates of an epoch; what is not known before sampling is an upper bound."""
     settings, source = config.trainer, config.experience.source
-    learned = items(config) * (2 if config.objective.name == "kto" and source.endswith("pairs") else 1)
-    count = settings.inner_epochs * math.ceil(learned / settings.batch_size)
     both = config.objective.name == "kto" and source.endswith("pairs")  # KTO takes a pair apart
+    count = sum(math.ceil(items(config, k) * (1 + both) / settings.batch_size) for k in range(settings.inner_epochs))
     most = "at most " if both or source in ("best-of-n", "online-pairs") else ""
     what = "pairs" if source.endswith("pairs") and config.objective.name not in ("kto", "sft") else "samples"
     return f"{most}{count} (each over {settings.batch_size} {what})"
 
 
-def items(config: RunConfig) -> int:
-    """Samples or pairs that an epoch trains on, at most."""
+def items(config: RunConfig, inner: int = 0) -> int:
+    """Samples or pairs that a pass over an epoch's experience trains on, at most."""
     settings, wanted = config.trainer, config.experience
     if wanted.source == "online-pairs":
         groups = settings.samples_per_epoch // settings.samples_per_prompt
         return groups if wanted.rater is None else groups * (settings.samples_per_prompt // 2)
     if wanted.source == "best-of-n":
-        return math.ceil(settings.samples_per_epoch * max(wanted.keep))
+        return math.ceil(settings.samples_per_epoch * wanted.keep[min(inner, len(wanted.keep) - 1)])
     return settings.samples_per_epoch
 
 
@@ -130,22 +129,26 @@ def calls(config: RunConfig, held_out: int, *, embedded: bool = False) -> int:
     compared = 2 * min(evaluated // 2, 2 * config.sampler.batch_size)
     steps = (sampled + measured + evaluated + compared) * config.sampler.steps * passes(config, embedded=embedded)
     learning = learning_calls(config, embedded=embedded)
-    return int(steps + learning * config.trainer.epochs * config.trainer.inner_epochs)
+    return int(steps + learning * config.trainer.epochs)
 
 
 def learning_calls(config: RunConfig, *, embedded: bool = False) -> float:
-    """Forward passes of one pass over an epoch's experience, backward passes aside."""
+    """Forward passes of the updates of an epoch, backward passes aside."""
+    return sum(_pass_calls(config, inner, embedded=embedded) for inner in range(config.trainer.inner_epochs))
+
+
+def _pass_calls(config: RunConfig, inner: int, *, embedded: bool) -> float:
     objective, settings = config.objective, config.trainer
     if objective.name in POLICY_GRADIENT:
         branches = passes(config, embedded=embedded) * (2 if objective.kl_coefficient else 1)
         window = config.sampler.window
         noisy = config.sampler.steps if window is None else min(window.steps, config.sampler.steps)
-        return items(config) * noisy * settings.timestep_fraction * branches
+        return items(config, inner) * noisy * settings.timestep_fraction * branches
     if objective.name in BACKPROP:
         branches = passes(config, embedded=embedded)
         each = 1 + settings.gradient_checkpointing + bool(objective.kl_coefficient)
         return settings.samples_per_epoch * _differentiated(config) * branches * each
-    asked = items(config) * (objective.draws or 1)
+    asked = items(config, inner) * (objective.draws or 1)
     if config.experience.source.endswith("pairs") and objective.name != "sft":
         asked *= 2
     if objective.name in ("sft", "reward-weighted"):

@@ -51,7 +51,7 @@ def _same_recipe(recipe: str, begun: RunConfig, file: Path) -> None:
     given = Path(recipe).expanduser()
     if any(place.exists() and place.resolve() == given.resolve() for place in (file, file.parent)):
         return
-    asked = build.configuration(recipe)
+    asked = build.configuration(recipe, made=True)
     if asked.name != begun.name:
         raise ConfigError(
             f"--resume: {recipe} is named {asked.name!r}, but the run in {file.parent} is named {begun.name!r};"

@@ -32,7 +32,8 @@ def configuration(config: RunConfig) -> RunConfig:
             "objective": {"name": "sft"},
             "trainer": plain["warm_up"]["trainer"],
             "evaluation": {**plain["evaluation"], "rewards": measured, "every": 0},
-        }
+        },
+        made=True,
     )
 
 

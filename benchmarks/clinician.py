@@ -38,7 +38,7 @@ COLUMNS = (
 SETTINGS: dict[str, dict[str, Any]] = {
     "the recipe": {"seeds": (0,), "every": 2, "set": {}},
     "far": {
-        "seeds": (0, 1),
+        "seeds": (0,),
         "every": 6,
         "set": {
             "fit.collect": 128, "trainer.epochs": 48, "trainer.schedule": "constant", "trainer.learning_rate": 2e-3,
@@ -58,9 +58,11 @@ def run(setting: str, kappa: float, seed: int, folder: Path, first: Path | None,
     }  # fmt: skip
     if first is not None:
         changes |= {"fit.rater": "null", "fit.preferences": first / "reward-preferences.parquet"}
-    if not (out / "report.html").is_file():
+    if not (out / "evaluation.json").is_file():
         print(name, flush=True)
         command = [sys.executable, "-m", "apps.cli", "align", "brain-mr-clinician", "--out", str(out)]
+        if (out / "config.yaml").is_file():
+            command.append("--resume")
         for field, value in changes.items():
             command += ["--set", f"{field}={value}"]
         with (folder / f"{name}.log").open("w") as log:

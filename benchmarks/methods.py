@@ -117,13 +117,13 @@ def work(config: RunConfig) -> int:
     """Denoiser calls on one image in training, a backward pass counted as two; without the evaluation."""
     settings, objective = config.trainer, config.objective
     sampled, _, _ = dry_run.generated(config, 0)
-    passes = settings.epochs * settings.inner_epochs
+    shown = sum(dry_run.items(config, inner) for inner in range(settings.inner_epochs))
     if objective.name in POLICY_GRADIENT:
-        trained: float = dry_run.items(config) * config.sampler.steps
+        trained: float = shown * config.sampler.steps
     else:
         both = config.experience.source.endswith("pairs") and objective.name != "sft"
-        trained = dry_run.items(config) * (objective.draws or 1) * (2 if both else 1)
-    return int(sampled * config.sampler.steps + passes * (dry_run.learning_calls(config) + 2 * trained))
+        trained = shown * (objective.draws or 1) * (2 if both else 1)
+    return int(sampled * config.sampler.steps + settings.epochs * (dry_run.learning_calls(config) + 2 * trained))
 
 
 def collect(path: Path, seed: int) -> None:

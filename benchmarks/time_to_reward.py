@@ -117,14 +117,19 @@ SOURCES = {"rollouts": Rollouts, "best-of-n": BestOfN, "online-pairs": OnlinePai
 
 def configuration(task: str, name: str, seed: int) -> RunConfig:
     """The configuration of a method; the seed is that of everything but the prompts, which all runs share."""
-    given = COMMON | TASKS[task] | METHODS[name] | {"seed": seed}
+    return parse(COMMON | TASKS[task] | settings(task, name) | {"seed": seed})
+
+
+def settings(task: str, name: str) -> dict[str, Any]:
+    """What a method has of its own on a task."""
+    given = dict(METHODS[name])
     if rate := RATES.get((task, name)):
         given["trainer"] = {**given["trainer"], "learning_rate": rate}
     if "draws" in given["objective"]:
         given["objective"] = {**given["objective"], "noise_range": NOISE_RANGES[task]}
     if name in NOISY:
-        given["sampler"] = {**given["sampler"], "eta": 1.0}
-    return parse(given)
+        given["sampler"] = {**TASKS[task]["sampler"], "eta": 1.0}
+    return given
 
 
 def moments(epochs: int) -> list[int]:
@@ -192,22 +197,19 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def collect(options: argparse.Namespace) -> dict[str, Any]:
-    """Runs what is asked for and not there yet; the results of all that is there."""
+    """Runs what is asked for and not there yet with these settings; the results of all that is there."""
     torch.set_num_threads(options.threads)
     options.folder.mkdir(parents=True, exist_ok=True)
     asked = [(seed, task, name) for seed in options.seeds for task in options.tasks for name in options.only]
     for seed, task, name in asked:
-        path = place(options.folder, task, name, seed)
-        if not path.is_file():
-            record = {"settings": METHODS[name], "points": run(task, name, seed)}
-            write_text(path, json.dumps(record) + "\n")
+        path, own = place(options.folder, task, name, seed), settings(task, name)
+        if not path.is_file() or json.loads(path.read_text())["settings"] != own:
+            write_text(path, json.dumps({"settings": own, "points": run(task, name, seed)}) + "\n")
     return {
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
         "machine": machine(options.threads),
         "versions": versions(),
-        "common": COMMON
-        | {"objective.noise_range, of methods with draws": NOISE_RANGES}
-        | {f"learning rate of {name} on {task}": rate for (task, name), rate in RATES.items()},
+        "common": COMMON,
         "tasks": {task: {"settings": TASKS[task], "runs": known(options.folder, task)} for task in TASKS},
     }
 

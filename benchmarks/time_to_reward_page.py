@@ -83,9 +83,10 @@ def _reached(runs: Results) -> str:
 
 
 def _settings(results: Results) -> str:
-    shown = {task: own["settings"] for task, own in results["tasks"].items()}
-    for own in results["tasks"].values():
-        shown |= {name: next(iter(runs.values()))["settings"] for name, runs in own["runs"].items()}
+    shown = {
+        task: {**own["settings"], **{name: next(iter(runs.values()))["settings"] for name, runs in own["runs"].items()}}
+        for task, own in results["tasks"].items()
+    }
     text = yaml.safe_dump({"all": dict(results["common"]), **shown}, sort_keys=False, width=110)
     return f"```yaml\n{text.rstrip()}\n```"
 

@@ -129,7 +129,7 @@ def ratio_is_one(
     with torch.no_grad():
         deviation = _deviation(policy, rollout, RATIO_TOLERANCE[precision], precision)
     if allowed := rounding(policy, precision):
-        few = rollout.take(torch.arange(min(len(rollout), micro_batch or len(rollout))))
+        few = rollout.take(torch.arange(micro_batch or len(rollout)) % len(rollout))
         with torch.enable_grad():
             deviation = max(deviation, _deviation(policy, few, allowed, f"{precision}, compiled,"))
     if clip_range is not None and deviation > clip_range:

@@ -23,6 +23,11 @@ def _credited(config: RunConfig) -> bool:
 
 
 RULES: tuple[Rule, ...] = (
+    (
+        ("experience.collect",),
+        lambda c: c.experience.source in ("pairs", "labels"),
+        "it counts what simulated raters (experience.rater) judge before training",
+    ),
     (("experience.keep",), lambda c: c.experience.source == "best-of-n", "it is for experience.source best-of-n"),
     (
         ("trainer.samples_per_prompt",),
@@ -57,6 +62,14 @@ def fault(config: RunConfig) -> str:
             f"sampler.window.every is {window.every}, but the samples of experience.source {config.experience.source}"
             " were made before the run, so no window moves: leave it out"
         )
+    warming = None if config.warm_up is None else config.warm_up.trainer
+    for name in ("samples_per_prompt", "timestep_fraction"):
+        default = type(config.trainer).model_fields[name].get_default()
+        if warming is not None and getattr(warming, name) != default:
+            return (
+                f"warm_up.trainer.{name} is {getattr(warming, name)}, but a warm-up imitates demonstrations: leave it"
+                f" out, or at {default}"
+            )
     for fields, used, why in RULES:
         for field in fields:
             section, name = field.split(".")

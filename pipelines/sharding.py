@@ -52,6 +52,7 @@ class Divided:
             module.register_forward_hook(self._part)
         for parameter in self.trained:
             parameter.data = parameter.data.to(device)
+        crew.exchange("divided")  # from here on an exchange begins in lockstep, for all of them or for none
         self.lockstep = crew.lockstep
         self.forward = self.lockstep.add(self._forward_for_others, self._backward_for_others)
         self.backward = self.forward + 1
@@ -91,9 +92,12 @@ class Divided:
 
     def _backward_for_others(self) -> None:
         own = [parameter.grad for parameter in self.trained]
-        question = self.some()
-        start, none = question[0].new_zeros((), requires_grad=True), torch.zeros_like(question[0])
-        _Inside.apply(start, lambda: self.again(question, none)).backward()
+        for parameter in self.trained:
+            parameter.grad = None  # what comes here is thrown away, and must not be added to what is there
+        with torch.enable_grad():
+            question = self.some()
+            start, none = question[0].new_zeros((), requires_grad=True), torch.zeros_like(question[0])
+            _Inside.apply(start, lambda: self.again(question, none)).backward()
         for parameter, gradient in zip(self.trained, own, strict=True):
             parameter.grad = gradient
 

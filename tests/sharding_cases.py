@@ -9,8 +9,10 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from diffusers.models.resnet import ResnetBlock2D
@@ -25,6 +27,7 @@ from diffalign.processes import start
 from diffalign.runs import Run
 from diffalign.trainer import Trainer
 from diffalign.types import Prompt, Sample, Scores
+from pipelines import sharding
 from pipelines.diffusion import DiffusionPolicy
 from pipelines.families import FAMILIES
 from tests import tiny_pipelines
@@ -112,6 +115,18 @@ def broken() -> Any:
     return BrokenElsewhere()
 
 
+def undivided(own: Path) -> list[str]:
+    """The second process alone has no room for its part; no weights are divided yet, so the first can be told."""
+    crew = start()
+    short_of = patch.object(sharding, "divide", side_effect=InputError("no room for its part"))
+
+    def work() -> None:
+        with crew.telling(), short_of if crew.rank == 1 else nullcontext():
+            policy(own, True)
+
+    return raised(work)
+
+
 def of_two_processes(folder: Path, own: Path) -> dict[str, Any]:
     """What only several processes can show."""
     crew, found = start(), dict[str, Any]()
@@ -185,7 +200,8 @@ def main(folder: Path, how: str = "") -> None:
     if how:
         lost(folder, how)
         return
-    found = {name: trained(case(own, True)) for name, case in CASES.items()} | of_two_processes(folder, own)
+    found: dict[str, Any] = {"undivided": undivided(own)}
+    found |= {name: trained(case(own, True)) for name, case in CASES.items()} | of_two_processes(folder, own)
     torch.save(found, folder / f"rank-{rank}.pt")
     start().exchange("end")
 

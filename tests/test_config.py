@@ -86,6 +86,7 @@ PAIRS = [*DPO, "experience.source=pairs", "experience.path=x.parquet"]
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
+        (["experience.collect=8"], "experience.collect is 8, but it counts what simulated raters"),
         ([*PAIRS, "experience.keep=[0.1]"], "experience.keep is [0.1], but it is for experience.source best-of-n"),
         (
             [*PAIRS, "credit.rule=group"],

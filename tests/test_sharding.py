@@ -70,6 +70,11 @@ def test_passes_of_one_process_alone_find_the_others(two: Ranks) -> None:
         assert torch.equal(divided, whole) and not torch.equal(*divided)
 
 
+def test_an_error_before_the_weights_are_divided_ends_both(two: Ranks) -> None:
+    assert two[0]["undivided"] == ["InputError", "process 1: no room for its part"]
+    assert two[1]["undivided"] == ["InputError", "no room for its part"]
+
+
 def test_an_error_between_passes_ends_both(two: Ranks) -> None:
     assert two[0]["broken"] == ["InputError", "process 1: the judge does not answer"]
     assert two[1]["broken"] == ["InputError", "the judge does not answer"]
