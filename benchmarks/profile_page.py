@@ -114,8 +114,8 @@ def _ways(jobs: Results) -> str:
                 "**Merged**: each layer's adapter is added into its weight for the time of the rollout (merging and"
                 " putting back is in the seconds). The weights that come back are the very ones that were there. It is"
                 " done wherever a step is not replayed: evaluation, `generate`, best of n by `sft`, online pairs, and"
-                " training by `elbo-*`, `nft` and `reward-weighted`. Not by `ppo-clip` and `reinforce`, whose ratio must"
-                " be exactly 1 before the first update, nor by reward backpropagation."
+                " training by `elbo-*`, `nft` and `reward-weighted`. Not by `ppo-clip` and `reinforce`, whose ratio"
+                " must be exactly 1 before the first update, nor by reward backpropagation."
             ),
             paragraph(
                 "**Channels-last** is how convolutions like their input on some devices. It is not used: no gain here,"

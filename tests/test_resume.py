@@ -158,6 +158,9 @@ def test_a_run_begun_with_a_field_that_is_refused_today_stays_usable(desk: Path)
     assert generated.plan(["runs/run"], None, [], None, None, None, 0).config.credit.min_count == 8
     resumed = diffalign("align", "runs/run", "--resume", "--out", "runs/run", "--set", "trainer.epochs=2")
     assert resumed.exit_code == 0, resumed.stderr
+    (desk / "old.yaml").write_text((desk / "run.yaml").read_text() + "credit: {rule: batch, min_count: 8}\n")
+    resumed = diffalign("align", "old.yaml", "--resume", "--out", "runs/run", "--set", "trainer.epochs=3")
+    assert resumed.exit_code == 0, resumed.stderr
     for dry in ([], ["--dry-run"]):
         again = diffalign("align", "runs/run/config.yaml", *dry)
         assert again.exit_code == 2 and "credit.min_count is 8, but credit.rule batch remembers" in again.stderr

@@ -427,3 +427,11 @@ def test_the_plan_counts_what_a_fit_collects() -> None:
     assert dry_run.generated(config, 0)[0] == 12 * 64 + 2 * 1024
     kto = build.configuration("emoji-dpo", ["objective={name: kto}"])
     assert dry_run.updates(kto) == "at most 8 (each over 16 samples)"
+
+
+def test_the_plan_counts_each_pass_over_the_best_by_what_it_keeps() -> None:
+    """Of 64 samples the first pass has 32, two updates of 16, and the second 16; ten steps of each are asked about."""
+    config = build.configuration("emoji-rest")
+    assert dry_run.updates(config) == "at most 3 (each over 16 samples)"
+    assert dry_run.learning_calls(config) == (32 + 16) * 10
+    assert dry_run.updates(build.configuration("emoji-rest", ["trainer.inner_epochs=3"])).startswith("at most 4 ")
