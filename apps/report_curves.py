@@ -20,11 +20,15 @@ OWN = ("total", "std", "failed")
 SMALL: tuple[tuple[str, str, str], ...] = (
     ("reward/std", "Spread of the reward", "Standard deviation among an epoch's samples. At 0 nothing can be learned."),
     ("reward/failed", "Failed judgements", "Samples that the reward could not score. Healthy is 0."),
-    ("policy/ratio", "Probability ratio", "New over old probability of a step. Healthy stays close to 1."),
+    (
+        "policy/ratio",
+        "Probability ratio",
+        "New over old probability of a step, or of what stands for it. Healthy stays close to 1.",
+    ),
     (
         "policy/clip_fraction",
-        "Clipped steps",
-        "Share of steps beyond the clip range. Near 1 for long: steps too large.",
+        "Clipped",
+        "Share of ratios beyond the clip range. Near 1 for long: updates too large.",
     ),
     ("policy/approx_kl", "Drift within an epoch", "Half the squared log-ratio. Healthy is small, without jumps."),
     ("distance/step_kl", "Distance from the {base}, held out", "Closed-form KL per step on held-out prompts."),
@@ -42,8 +46,8 @@ SMALL: tuple[tuple[str, str, str], ...] = (
     ("policy/margin", "Margin", "How clearly, times beta. It grows; without end means overfitting."),
     ("policy/winner_drift", "Drift of winners", "How much more likely winners became. Below 0: they fall, too."),
     ("policy/loser_drift", "Drift of losers", "How much more likely losers became. It should fall, or rise less."),
-    ("policy/log_likelihood", "Log-likelihood of examples", "It rises as they are learned."),
-    ("experience/pairs", "Pairs", "Pairs with a winner, in an epoch."),
+    ("policy/log_likelihood", "Log-likelihood of samples", "Of those learned from. Of examples it rises; else steady."),
+    ("experience/pairs", "Pairs", "Pairs that an epoch learned from."),
     ("experience/kept", "Kept samples", "Share of fresh samples that are imitated."),
     (
         "policy/loss",

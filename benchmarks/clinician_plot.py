@@ -24,7 +24,7 @@ def draw(settings: Mapping[str, Runs], path: Path) -> None:
     kappas = list(dict.fromkeys(run["kappa"] for runs in settings.values() for run in runs))
     for row, (setting, runs) in enumerate(settings.items()):
         top = row * HEIGHT
-        _words(pen, LEFT, top + 8, f"{setting}: {len({run['seed'] for run in runs})} seed(s)", 17)
+        _words(pen, LEFT, top + 8, f"{setting} (seeds {', '.join(sorted({str(run['seed']) for run in runs}))})", 17)
         for number, (key, title) in enumerate(PANELS.items()):
             width = (WIDTH - LEFT - GAP * len(PANELS)) / len(PANELS)
             left = LEFT + number * (width + GAP)

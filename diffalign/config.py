@@ -316,8 +316,11 @@ class RunConfig(Section):
                 + ": leave it out"
             )
         if self.compile and (self.modality != "image" or self.trainer.shard):
-            why = "nobody has tried it with trainer.shard" if self.trainer.shard else f"{self.model} makes texts"
-            raise ValueError(f"compile is for the blocks of image models, and {why}: leave it out")
+            why = (
+                "compile and trainer.shard were never tried together: leave one of them out" if self.trainer.shard else
+                f"compile is for the blocks of image models, and {self.model} makes texts: leave it out"
+            )  # fmt: skip
+            raise ValueError(why)
         if info.context != MADE and (unused := idle.fault(self)):
             raise ValueError(unused)
         return self

@@ -172,7 +172,10 @@ def collect(
             except Unreadable as error:
                 broken.add(Broken(number - 1, str(error)))
     if seen and (missing := sorted(set(criteria or ()) - seen)):
-        raise ConfigError(f"criteria: no pair judges {', '.join(missing)}; the file has {', '.join(sorted(seen))}")
+        there = ", ".join(sorted(seen))
+        raise ConfigError(
+            f"criteria: no pair judges {', '.join(missing)}; the file has {there} (of a run: fit.criteria)"
+        )
     if not collected.label:
         reasons = ", ".join(f"{kind} ({count})" for kind, count in broken.kinds.most_common()) or "it has no rows"
         raise InputError(f"there is no preference to learn from: {reasons}")
