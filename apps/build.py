@@ -263,6 +263,7 @@ def check(config: RunConfig) -> None:
     if config.fit is not None and config.fit.preferences:
         fitted_to = Path(config.fit.preferences).expanduser()
         _same_modality(config, f"fit.preferences: {fitted_to} has", sources.modality_of_pairs(fitted_to))
+        _judged(fitted_to, config.fit.criteria or ())
     if config.warm_up is not None:
         judges(warm_up_stage.configuration(config))
     known = [(entry, load_reward(entry.reward)) for entry in config.rewards if not is_fitted(entry.reward)]
@@ -286,6 +287,14 @@ def _have_gradients(config: RunConfig, counting: Sequence[Reward]) -> None:
             f"objective {config.objective.name} follows the reward's own gradient, and {' and '.join(without)}"
             f" {'has' if len(without) == 1 else 'have'} none;"
             f" {', '.join(differentiable())} have one, and functions of your own that say differentiable = True"
+        )
+
+
+def _judged(pairs: Path, criteria: Sequence[str]) -> None:
+    there = sources.criteria_of_pairs(pairs) if criteria else set()
+    if missing := sorted(set(criteria) - there):
+        raise ConfigError(
+            f"fit.criteria: no pair of {pairs} judges {', '.join(missing)}; it has {', '.join(sorted(there)) or 'none'}"
         )
 
 

@@ -109,6 +109,14 @@ def modality_of_pairs(path: Path) -> Modality | None:
     return None if first is None else _modality_of(first.first)
 
 
+def criteria_of_pairs(path: Path) -> set[str]:
+    """What the good pairs of a file judge."""
+    found = preferences.read(path)
+    if found.native:
+        return set(preferences.Table(path).criteria())
+    return {row.criterion for row in found if isinstance(row, Preference)}
+
+
 def _modality_of(sample: Sample) -> Modality:
     return "image" if sample.text is None else "text"
 

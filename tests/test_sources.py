@@ -422,6 +422,19 @@ def test_mistakes_are_told_before_any_work(desk: Path, recipe: str, change: str,
         assert message in result.stderr and not (desk / "runs" / recipe).exists()
 
 
+@pytest.mark.parametrize("name", ["pairs.parquet", "pairs.jsonl"])
+def test_criteria_that_nobody_judged_are_told_before_any_work(desk: Path, name: str) -> None:
+    preferences.write(desk / "pairs.parquet", pairs())
+    Image.new("RGB", (8, 8)).save(desk / "x.png")
+    (desk / "pairs.jsonl").write_text('{"prompt": "a", "image_0": "x.png", "image_1": "x.png", "label": 1}\n')
+    change = ["fit.rater=null", f"fit.preferences={name}", "fit.criteria=[overall, mood, anatomy]", "device=cpu"]
+    for more in ([], ["--dry-run"]):
+        result = diffalign("align", "emoji-loop", *[w for s in change for w in ("--set", s)], *more)
+        assert result.exit_code == 2, result.output
+        assert f"fit.criteria: no pair of {name} judges anatomy, mood; it has overall" in result.stderr
+        assert not (desk / "runs").exists()
+
+
 def test_the_plan_counts_what_a_fit_collects() -> None:
     config = build.configuration("emoji-loop")
     assert dry_run.generated(config, 0)[0] == 12 * 64 + 2 * 1024
