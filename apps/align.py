@@ -182,6 +182,7 @@ class Job:
 
         trainer.on_epoch, trainer.on_progress = on_epoch, status
         trainer.train()
+        status.prefix = ""
         trainer.adopt_average()
         if self.crew.first:
             self.saved = self.policy.save(self.directory.path)

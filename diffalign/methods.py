@@ -299,8 +299,9 @@ class ExperienceConfig(Section):
     collect: int = Field(512, ge=2)
     """Pairs or labels that the simulated raters give before training."""
     keep: list[Annotated[float, Field(gt=0, le=1)]] = Field([0.5], min_length=1)
-    """Of ``best-of-n``: share of each prompt's samples that is kept, one number for each pass over the epoch's
-    samples (further ``trainer.inner_epochs`` repeat the last): ReST's rising threshold, or RAFT's with one."""
+    """Of ``best-of-n``: share of each prompt's samples that is kept, one at least and never the worst. A number for
+    each pass over the epoch's samples (further ``trainer.inner_epochs`` repeat the last): ReST's rising threshold, or
+    RAFT's with one."""
 
     @model_validator(mode="after")
     def _has_data(self) -> ExperienceConfig:
