@@ -354,7 +354,7 @@ def test_what_is_wrong_in_a_table(tmp_path: Path, content: str, overrides: list[
         ("table={file: x.csv}", r"give axes, from which rows are drawn, or a table of rows"),
         ("gates=[blan]", r"gates.0: there is no gate 'blan'; did you mean blank"),
         ("gates=[{gate: blank, contrst: 1}]", r"gates.0: unknown field contrst; did you mean contrast\?"),
-        ("gates=[{gate: reward, reward: clip, at_least: 1}]", r"gates.0: .* clip is not among rewards; there are none"),
+        ("gates=[{gate: reward, reward: clip, at_least: 1}]", r"gates.0: .* clip is not among rewards, of which"),
         ("gates=[{gate: reward, reward: clip, at_last: 1}]", r"gates.0: unknown field at_last; did you mean at_least"),
         ("gates=[blank, blank]", r"gates: blank stands there twice"),
         ("attempts=true", r"attempts: input should be a number, not true or false"),

@@ -247,9 +247,8 @@ class Spec(Section):
     def _check_gates(self) -> None:
         for i, gate in enumerate(self.gates):
             if isinstance(gate, RewardGate) and gate.reward not in self.rewards:
-                raise ValueError(
-                    f"gates.{i}: the reward {gate.reward} is not among rewards; {meant(gate.reward, self.rewards)}"
-                )
+                there = f"which are {', '.join(self.rewards)}" if self.rewards else "of which there are none"
+                raise ValueError(f"gates.{i}: the reward {gate.reward} is not among rewards, {there}")
             if isinstance(gate, DuplicateGate | MemorisedGate) and self.image is None:
                 raise ValueError(f"gates.{i}: {gate.gate} is about images, and none are made")
         for kind in ("decodable", "blank", "duplicate"):
