@@ -15,7 +15,7 @@ from PIL import Image
 from apps import dataset_features, dataset_privacy
 from apps.cli import main
 from apps.dataset_features import TRAINED_ON, Looks, Made, source
-from diffalign.errors import ConfigError, InputError, NotFoundError
+from diffalign.errors import ConfigError, InputError, NotFoundError, RefusedError
 from diffalign.synthesis import privacy, release, utility
 from diffalign.synthesis.extraction import extraction, largest_clique
 from diffalign.synthesis.privacy import Measure
@@ -418,7 +418,7 @@ def test_options_for_datasets_are_refused_for_models() -> None:
 def test_images_without_a_dataset_are_no_dataset(tmp_path: Path) -> None:
     with pytest.raises(NotFoundError, match="no image"):
         source(str(tmp_path))
-    with pytest.raises(InputError, match="not complete"):
+    with pytest.raises(RefusedError, match="is not finished: continue it with"):
         source(str(generated(tmp_path / "half", 5, complete=False).folder))
     with pytest.raises(ConfigError, match="of a world stands cases=N"):
         source("world:brain-mr?scenes=3")

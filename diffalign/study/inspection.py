@@ -75,9 +75,9 @@ def _database(connection: Connection) -> Finding:
         count = connection.scalar(select(func.count()).select_from(VoteRow))
         return Finding(what, True, f"The server answers; it keeps {count} rows of votes. It checks itself.")
     said = [str(row[0]) for row in connection.exec_driver_sql("PRAGMA integrity_check")]
-    broken = [tuple(row) for row in connection.exec_driver_sql("PRAGMA foreign_key_check")]
     if said != ["ok"]:
         return Finding(what, False, f"SQLite finds damage: {_named(said)}. Bring the study back from a backup.")
+    broken = [tuple(row) for row in connection.exec_driver_sql("PRAGMA foreign_key_check")]  # fails on damage
     if broken:
         return Finding(what, False, f"Rows refer to rows that are gone: {_named(broken)}.")
     return Finding(what, True, "SQLite finds no damage.")
