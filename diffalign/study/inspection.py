@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import Connection, RowMapping, exists, func, select
-from sqlalchemy.exc import DatabaseError
+from sqlalchemy.exc import DatabaseError, OperationalError
 from sqlalchemy.orm import aliased
 
 from diffalign.errors import UserError
@@ -74,7 +74,12 @@ def _database(connection: Connection) -> Finding:
     if connection.dialect.name != "sqlite":
         count = connection.scalar(select(func.count()).select_from(VoteRow))
         return Finding(what, True, f"The server answers; it keeps {count} rows of votes. It checks itself.")
-    said = [str(row[0]) for row in connection.exec_driver_sql("PRAGMA integrity_check")]
+    try:
+        said = [str(row[0]) for row in connection.exec_driver_sql("PRAGMA integrity_check")]
+    except OperationalError:  # a lock, a disk
+        raise
+    except DatabaseError as error:  # some damage ends the check itself
+        said = [str(error.orig)]
     if said != ["ok"]:
         return Finding(what, False, f"SQLite finds damage: {_named(said)}. Bring the study back from a backup.")
     broken = [tuple(row) for row in connection.exec_driver_sql("PRAGMA foreign_key_check")]  # fails on damage
