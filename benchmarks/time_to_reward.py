@@ -2,9 +2,8 @@
 
 ``python -m benchmarks.time_to_reward`` (or ``make bench-time``) trains every method of ``METHODS`` on each of ``TASKS``
 with three seeds, measures it along its run, and writes ``benchmarks/results/time_to_reward.json``, the picture
-``docs/images/time-to-reward.png`` and the tables of ``benchmarks/time_to_reward.md``. A run that is complete in
-``build/time-to-reward`` is not done again, so it can be done in pieces:
-``--tasks emoji --only "DDPO" "DiffusionNFT" --seeds 0``.
+``docs/images/time-to-reward.png`` and the tables of ``benchmarks/time_to_reward.md``. A run that the results have with
+its settings is not done again, so it can be done in pieces: ``--tasks emoji --only "DDPO" "DiffusionNFT" --seeds 0``.
 """
 
 from __future__ import annotations
@@ -14,6 +13,7 @@ import datetime
 import json
 import time
 from collections.abc import Sequence
+from itertools import product
 from pathlib import Path
 from typing import Any, cast
 
@@ -188,7 +188,7 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--only", nargs="+", choices=list(METHODS), metavar="METHOD", default=list(METHODS), help="run only these")
     add("--seeds", nargs="+", type=int, default=list(SEEDS))
     add("--threads", type=int, default=1)
-    add("--folder", type=Path, default=ROOT / "build" / "time-to-reward", help="where finished runs are kept")
+    add("--again", action="store_true", help="run what is asked for although the results have it")
     add("--out", type=Path, default=ROOT / "benchmarks" / "results" / "time_to_reward.json")
     add("--picture", type=Path, default=ROOT / "docs" / "images" / "time-to-reward.png")
     add("--page", type=Path, default=Path(__file__).with_suffix(".md"))
@@ -196,47 +196,47 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def collect(options: argparse.Namespace) -> dict[str, Any]:
-    """Runs what is asked for and not there yet with these settings; the results of all that is there."""
+def collect(options: argparse.Namespace) -> None:
+    """Runs what is asked for and is not in ``--out`` with these settings; writes it there after each run."""
     torch.set_num_threads(options.threads)
-    options.folder.mkdir(parents=True, exist_ok=True)
-    asked = [(seed, task, name) for seed in options.seeds for task in options.tasks for name in options.only]
-    for seed, task, name in asked:
-        path, own = place(options.folder, task, name, seed), settings(task, name)
-        if not path.is_file() or json.loads(path.read_text())["settings"] != own:
-            write_text(path, json.dumps({"settings": own, "points": run(task, name, seed)}) + "\n")
-    return {
-        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
-        "machine": machine(options.threads),
-        "versions": versions(),
-        "common": COMMON,
-        "tasks": {task: {"settings": TASKS[task], "runs": known(options.folder, task)} for task in TASKS},
-    }
+    for seed, task, name in product(options.seeds, options.tasks, options.only):
+        if options.again or str(seed) not in recorded(options.out, task, name):
+            found = {"settings": settings(task, name), "points": run(task, name, seed)}
+            record(options, (task, name, seed), found)
 
 
-def known(folder: Path, task: str) -> dict[str, dict[str, Any]]:
-    """What is there of a task: by method and seed."""
-    found = {
-        name: {
-            str(seed): json.loads(place(folder, task, name, seed).read_text())
-            for seed in SEEDS
-            if place(folder, task, name, seed).is_file()
-        }
-        for name in METHODS
-    }
-    return {name: own for name, own in found.items() if own}
+def recorded(path: Path, task: str, name: str) -> dict[str, dict[str, Any]]:
+    """The runs of a method in the results, by seed: those that were done with today's settings."""
+    if not path.is_file():
+        return {}
+    results = json.loads(path.read_text())
+    if results["common"] != COMMON or results["tasks"][task]["settings"] != TASKS[task]:
+        return {}
+    runs = results["tasks"][task]["runs"].get(name, {})
+    return {seed: found for seed, found in runs.items() if found["settings"] == settings(task, name)}
 
 
-def place(folder: Path, task: str, name: str, seed: int) -> Path:
-    """Where a finished run is kept."""
-    return folder / f"{task}-{name.lower().replace(' ', '-')}-{seed}.json"
+def record(options: argparse.Namespace, done: tuple[str, str, int], found: dict[str, Any]) -> None:
+    """Writes the results with this run beside what they had; what was run with other settings falls out."""
+    tasks: dict[str, Any] = {}
+    for task, own in TASKS.items():
+        runs = {name: recorded(options.out, task, name) for name in METHODS}
+        if task == done[0]:
+            runs[done[1]][str(done[2])] = found
+        ordered = {name: {seed: each[seed] for seed in sorted(each, key=int)} for name, each in runs.items() if each}
+        tasks[task] = {"settings": own, "runs": ordered}
+    results = {
+        "date": datetime.datetime.now(datetime.UTC).date().isoformat(), "machine": machine(options.threads),
+        "versions": versions(), "common": COMMON, "tasks": tasks,
+    }  # fmt: skip
+    write_text(options.out, json.dumps(results, indent=1) + "\n")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs what is asked for, and writes results, picture and page."""
     options = parse_arguments(arguments)
     if not options.page_only:
-        write_text(options.out, json.dumps(collect(options), indent=1) + "\n")
+        collect(options)
     time_to_reward_page.write(json.loads(options.out.read_text()), options.page, options.picture)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,8 @@ from diffalign.runs import write_text
 
 Results = Mapping[str, Any]
 Floats = NDArray[np.float64]
-MEASURE = "everything"
+MEASURES = {"everything": "images right in everything", "accuracy": "attributes right"}
+"""What is measured of each held-out prompt, and what it is the share of."""
 FIRST = "DDPO"
 """The method whose final level the others are held to."""
 AXES: Mapping[str, Callable[[Mapping[str, Any]], float]] = {
@@ -43,7 +45,7 @@ def write(results: Results, page: Path, picture: Path) -> None:
     write_text(page, filled(page, tables(results)))
 
 
-def curve(runs: Mapping[str, Any], measure: str = MEASURE) -> tuple[Floats, dict[str, Floats]]:
+def curve(runs: Mapping[str, Any], measure: str) -> tuple[Floats, dict[str, Floats]]:
     """Mean over the seeds of one method: the measure ``(T, P)`` of each prompt, and each axis ``(T,)``."""
     own = [run["points"] for run in runs.values()]
     values = np.array([[point[measure] for point in points] for points in own]).mean(0)
@@ -61,24 +63,43 @@ def interval(values: Floats, count: int = 2000) -> tuple[float, float]:
 
 def tables(results: Results) -> dict[str, str]:
     """The generated parts, by the names of their marks."""
-    each = {task: _reached(own["runs"]) for task, own in results["tasks"].items() if own["runs"]}
+    each = {
+        f"{task}-{measure}": _reached(own["runs"], measure)
+        for task, own in results["tasks"].items() for measure in MEASURES if own["runs"]
+    }  # fmt: skip
     return {**each, "settings": _settings(results), "conditions": _conditions(results)}
 
 
-def _reached(runs: Results) -> str:
-    level = float(curve(runs[FIRST])[0][-1].mean()) if FIRST in runs else None
+def _reached(runs: Results, measure: str) -> str:
+    level, most = None, 0.0
+    if FIRST in runs:
+        values, axes = curve(runs[FIRST], measure)
+        level, most = float(values[-1].mean()), float(axes["denoiser calls"][-1])
     body = []
     for name, own in runs.items():
-        values, axes = curve(own)
+        values, axes = curve(own, measure)
         means = values.mean(1)
         low, high = interval(values[-1])
         at = next((i for i, mean in enumerate(means) if level is not None and mean >= level - 1e-9), None)
-        said = ["not reached"] + [""] * 2 if at is None else [f"{axes[axis][at]:,.0f}" for axis in AXES]
+        said = ["not reached"] + [""] * len(AXES)
+        if at is not None:
+            calls = float(axes["denoiser calls"][at])
+            said = [*(f"{axes[axis][at]:,.0f}" for axis in AXES), f"1/{most / calls:.1f}" if calls else ""]
         body.append(
             [name, str(len(own)), f"{means[0]:.3f}", f"{means[-1]:.3f} ({low:.3f} to {high:.3f})",
              f"{axes['denoiser calls'][-1]:,.0f}", *said]
         )  # fmt: skip
-    header = ["", "seeds", "before", "at its end", "calls of it", f"{FIRST}'s level: images", "calls", "seconds"]
+    header = [
+        "",
+        "seeds",
+        "before",
+        "at its end",
+        "calls of it",
+        f"{FIRST}'s level: images",
+        "calls",
+        "seconds",
+        f"calls of {FIRST}'s",
+    ]
     return grid(header, body)
 
 
@@ -96,19 +117,22 @@ def _conditions(results: Results) -> str:
 
 
 def draw(results: Results, path: Path) -> None:
-    """Writes the picture: a row for each task, a panel for each axis, a curve (mean of the seeds) for each method."""
+    """Writes the picture: a row for each task and measure, a panel for each axis, a curve (mean of the seeds) for each
+    method.
+    """
     tasks = {task: own["runs"] for task, own in results["tasks"].items() if own["runs"]}
-    size = (WIDTH, TOP + HEIGHT * len(tasks))
+    rows = list(product(tasks, MEASURES))
+    size = (WIDTH, TOP + HEIGHT * len(rows))
     image = Image.new("RGB", (size[0] * FINE, size[1] * FINE), "white")
-    for number, (task, runs) in enumerate(tasks.items()):
-        _row(image, task, runs, TOP + number * HEIGHT)
+    for number, (task, measure) in enumerate(rows):
+        _row(image, f"{task}: {MEASURES[measure]}", tasks[task], measure, TOP + number * HEIGHT)
     _legend(image, [name for name in COLOURS if any(name in runs for runs in tasks.values())])
     path.parent.mkdir(parents=True, exist_ok=True)
     image.resize(size, Image.Resampling.LANCZOS).save(path, optimize=True)
 
 
-def _row(image: Image.Image, task: str, runs: Results, top: float) -> None:
-    curves = {name: curve(own) for name, own in runs.items()}
+def _row(image: Image.Image, title: str, runs: Results, measure: str, top: float) -> None:
+    curves = {name: curve(own, measure) for name, own in runs.items()}
     means = np.concatenate([values.mean(1) for values, _ in curves.values()])
     low, high = np.floor(means.min() * 20) / 20, np.ceil(means.max() * 20) / 20
     width = (WIDTH - LEFT - GAP * len(AXES)) / len(AXES)
@@ -118,7 +142,7 @@ def _row(image: Image.Image, task: str, runs: Results, top: float) -> None:
         panel.frame(axis, max(float(axes[axis][-1]) for _, axes in curves.values()), numbered=number == 0)
         for name, (values, axes) in curves.items():
             panel.curve(axes[axis], values.mean(1), COLOURS[name])
-    words(ImageDraw.Draw(image), (LEFT * FINE, (top + 4) * FINE), task, 17)
+    words(ImageDraw.Draw(image), (LEFT * FINE, (top + 4) * FINE), title, 17)
 
 
 class Panel:
@@ -176,8 +200,8 @@ def words(draw: ImageDraw.ImageDraw, place: tuple[float, float], text: str, size
 
 def _legend(image: Image.Image, names: Sequence[str]) -> None:
     draw = ImageDraw.Draw(image)
-    words(draw, (14 * FINE, 14 * FINE), "held-out images right in everything", 16)
-    x = 320.0
+    words(draw, (14 * FINE, 14 * FINE), "held-out prompts", 16)
+    x = 190.0
     for name in names:
         draw.line([(x * FINE, 25 * FINE), ((x + 30) * FINE, 25 * FINE)], fill=COLOURS[name], width=3 * FINE)
         words(draw, ((x + 38) * FINE, 25 * FINE), name, 15, anchor="lm")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -59,14 +60,14 @@ def recorded() -> dict[str, Any]:
     }  # fmt: skip
 
 
-def test_the_table_says_when_each_method_reached_the_level_of_ddpo() -> None:
+@pytest.mark.parametrize("measure", page.MEASURES)
+def test_the_table_says_when_each_method_reached_the_level_of_ddpo(measure: str) -> None:
     rows = {line.split("|")[1].strip(): [cell.strip() for cell in line.split("|")[2:-1]] for line in
-            page.tables(recorded())["emoji"].splitlines()}  # fmt: skip
-    assert (
-        rows["DDPO"][0] == "2" and rows["DDPO"][2].startswith("0.750 (") and rows["DDPO"][4:] == ["128", "2,000", "200"]
-    )
-    assert rows["ELBO-PG"][1] == "0.500" and rows["ELBO-PG"][4:] == ["64", "300", "30"]
-    assert rows["ReST"][4:] == ["not reached", "", ""]
+            page.tables(recorded())[f"emoji-{measure}"].splitlines()}  # fmt: skip
+    assert rows["DDPO"][0] == "2" and rows["DDPO"][2].startswith("0.750 (")
+    assert rows["DDPO"][4:] == ["128", "2,000", "200", "1/1.0"]
+    assert rows["ELBO-PG"][1] == "0.500" and rows["ELBO-PG"][4:] == ["64", "300", "30", "1/6.7"]
+    assert rows["ReST"][4:] == ["not reached", "", "", ""]
 
 
 def test_page_and_picture_are_written_from_the_results(tmp_path: Path) -> None:
@@ -76,9 +77,9 @@ def test_page_and_picture_are_written_from_the_results(tmp_path: Path) -> None:
     made = (tmp_path / "page.md").read_text()
     assert "| ELBO-PG | 1 | 0.500 |" in made and "2026-01-01" in made and "embedded:emoji" in made
     with Image.open(tmp_path / "picture.png") as picture:
-        assert picture.size == (page.WIDTH, page.TOP + page.HEIGHT)
-    (tmp_path / "page.md").write_text(text.replace("<!-- emoji -->", ""))
-    with pytest.raises(ValueError, match="no place for the table 'emoji'"):
+        assert picture.size == (page.WIDTH, page.TOP + 2 * page.HEIGHT)
+    (tmp_path / "page.md").write_text(text.replace("<!-- emoji-accuracy -->", ""))
+    with pytest.raises(ValueError, match="no place for the table 'emoji-accuracy'"):
         page.write(recorded(), tmp_path / "page.md", tmp_path / "picture.png")
 
 
@@ -87,18 +88,29 @@ def test_ticks_are_round() -> None:
 
 
 def test_a_run_that_is_there_is_not_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Runs are made once, and the results hold what is there, whatever was asked for."""
+    """Runs are made once, and the results keep what is there, whatever was asked for, unless settings changed."""
     made: list[tuple[str, str, int]] = []
+    out = tmp_path / "results.json"
 
     def run(task: str, name: str, seed: int) -> list[dict[str, Any]]:
         made.append((task, name, seed))
         return recorded()["tasks"]["emoji"]["runs"]["DDPO"]["0"]["points"]  # type: ignore[no-any-return]
 
+    def collected(*arguments: str) -> dict[str, Any]:
+        bench.collect(bench.parse_arguments(["--out", str(out), "--tasks", "emoji", *arguments]))
+        return json.loads(out.read_text())["tasks"]  # type: ignore[no-any-return]
+
     monkeypatch.setattr(bench, "run", run)
-    asked = ["--folder", str(tmp_path), "--tasks", "emoji"]
-    first = bench.collect(bench.parse_arguments([*asked, "--only", "DDPO", "--seeds", "0", "1"]))
-    again = bench.collect(bench.parse_arguments([*asked, "--only", "DDPO", "ReST", "--seeds", "0"]))
+    first = collected("--only", "DDPO", "--seeds", "0", "1")
+    assert list(first["emoji"]["runs"]) == ["DDPO"] and first["brain-mr"]["runs"] == {}
+    second = collected("--only", "DDPO", "ReST", "--seeds", "0")["emoji"]["runs"]
     assert made == [("emoji", "DDPO", 0), ("emoji", "DDPO", 1), ("emoji", "ReST", 0)]
-    assert list(first["tasks"]["emoji"]["runs"]) == ["DDPO"] and first["tasks"]["brain-mr"]["runs"] == {}
-    assert list(again["tasks"]["emoji"]["runs"]) == ["DDPO", "ReST"]
-    assert list(again["tasks"]["emoji"]["runs"]["DDPO"]) == ["0", "1"]
+    assert {name: list(own) for name, own in second.items()} == {"DDPO": ["0", "1"], "ReST": ["0"]}
+    collected("--only", "DDPO", "--seeds", "0", "--again")
+    assert made[3:] == [("emoji", "DDPO", 0)]
+    monkeypatch.setitem(bench.METHODS, "ReST", bench.METHODS["ReST"] | {"trainer": bench.trainer(2, 1e-3)})
+    assert list(collected("--only", "ReST", "--seeds", "1")["emoji"]["runs"]["ReST"]) == ["1"]
+    monkeypatch.setitem(bench.COMMON, "device", "cuda")
+    assert {name: list(own) for name, own in collected("--only", "GRPO", "--seeds", "2")["emoji"]["runs"].items()} == {
+        "GRPO": ["2"]
+    }
