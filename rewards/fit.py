@@ -190,7 +190,7 @@ def fit(
 ) -> Fitted:
     """The heads of one criterion from the rows ``train``, stopped and calibrated by ``tune``.
 
-    RefusedError where no head was ever better than none. The same arguments give the same heads.
+    RefusedError where no head was ever better than none, or training diverged. The same arguments give the same heads.
     """
     share = tie_share(study, [*train, *tune], criterion, config)
     seeds = [derive(config.seed, "head", criterion, k) for k in range(config.ensemble)]
@@ -255,6 +255,11 @@ def _optimise(
             (loss + prior * effects.prior()).backward()
             optimiser.step()
         keeper.see(epoch, _tuning_loss(heads, effects, study, tune, config))
+        if not math.isfinite(keeper.history[-1]):
+            raise RefusedError(
+                f"{criterion}: the loss is no number any more; give a lower learning_rate ({config.learning_rate:g} was"
+                " given)"
+            )
         if on_progress:
             on_progress(f"fitting {criterion}", epoch, config.epochs)
         if epoch - max(keeper.epochs) >= config.patience:
