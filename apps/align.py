@@ -23,7 +23,7 @@ from diffalign.interruption import Interrupted
 from diffalign.processes import LostError, Processes
 from diffalign.runs import Run, require_empty, unused_folder, write_text
 from diffalign.trainer import Trainer
-from diffalign.types import Scores
+from diffalign.types import Policy, Scores
 from pipelines.diffusion import DiffusionPolicy
 from pipelines.language import LanguagePolicy
 
@@ -141,12 +141,7 @@ class Job:
         if config.warm_up is not None:
             self._warm_up(status)
         policy = self.policy  # made here, where all processes are: they may divide it among them
-        if config.fit is not None:
-            if self.crew.first:
-                reward_stage.run(
-                    config.fit, self.resolved, policy, self.train_prompts, self.held_out, self.directory, status
-                )
-            self.crew.exchange("fitted")
+        self._fit(policy, status, resume=resume)
         source = self.crew.first_then_all("source", lambda: self._source(status))
         trainer = Trainer(
             policy,
@@ -209,6 +204,18 @@ class Job:
         gain = outcome.difference(outcome.measures[outcome.main])["mean"]
         status.say(f"warm-up: {outcome.main} changed by {gain:+.4g} on held-out prompts")
         status.prefix = ""
+
+    def _fit(self, policy: Policy, status: Status, *, resume: bool) -> None:
+        """The stage that fits a reward model, where there is one: the first process's alone."""
+        if self.config.fit is None:
+            return
+        if self.crew.first:
+            if resume:
+                self.directory.write_config(self.config)  # it may be fitted by other fields than the run began with
+            reward_stage.run(
+                self.config.fit, self.resolved, policy, self.train_prompts, self.held_out, self.directory, status
+            )
+        self.crew.exchange("fitted")
 
     def _headline(self, metrics: Mapping[str, float]) -> str:
         """What an epoch's metrics come down to."""

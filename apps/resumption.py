@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from apps import build
+from apps import build, reward_stage
 from diffalign.config import RunConfig, load
 from diffalign.errors import ConfigError
 from diffalign.runs import Run
@@ -14,7 +14,7 @@ from diffalign.runs import Run
 FREE = (
     "trainer.epochs", "trainer.checkpoint_every", "trainer.keep_checkpoints", "trainer.shard", "evaluation", "device",
 )  # fmt: skip
-"""Fields that ``--set`` may change in a resumed run."""
+"""Fields that ``--set`` may change in a resumed run, beside those of a reward model that is not fitted yet."""
 
 
 def opened(out: Path | None) -> Run:
@@ -29,22 +29,26 @@ def configuration(recipe: str, overrides: Sequence[str], run: Run) -> RunConfig:
     file = run.path / "config.yaml"
     begun, wanted = load(file, made=True), load(file, overrides, made=True)
     _same_recipe(recipe, begun, file)
+    free = _free(begun, run)
     before, after = dict(_flat(begun.model_dump(mode="json"))), dict(_flat(wanted.model_dump(mode="json")))
     for field in sorted(before.keys() | after.keys()):
         old, new = before.get(field), after.get(field)
-        if old != new and not _free(field, begun):
+        if old != new and not _among(field, free):
             raise ConfigError(
                 f"--resume: {field} is {old!r} in {file}, and --set asks for {new!r}; a resumed run must equal an"
-                f" uninterrupted one, so only {', '.join(name for name in FREE if _free(name, begun))} may change"
+                f" uninterrupted one, so only {', '.join(free)} may change"
             )
     return wanted
 
 
-def _free(field: str, begun: RunConfig) -> bool:
+def _free(begun: RunConfig, run: Run) -> list[str]:
     """A schedule that ends with the last epoch makes the number of epochs a part of every epoch's numbers."""
-    if field == "trainer.epochs" and begun.trainer.schedule != "constant":
-        return False
-    return any(field == name or field.startswith(f"{name}.") for name in FREE)
+    free = [name for name in FREE if name != "trainer.epochs" or begun.trainer.schedule == "constant"]
+    return free if begun.fit is None or reward_stage.fitted(run) else [*free, *reward_stage.UNFITTED]
+
+
+def _among(field: str, free: Sequence[str]) -> bool:
+    return any(field == name or field.startswith(f"{name}.") for name in free)
 
 
 def _same_recipe(recipe: str, begun: RunConfig, file: Path) -> None:

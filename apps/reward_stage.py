@@ -10,12 +10,20 @@ from apps.progress import Status
 from apps.sources import apart, judge_pairs
 from diffalign import preferences
 from diffalign.config import FITTED, RewardModelConfig, RunConfig, is_fitted
-from diffalign.errors import ConfigError, InputError
+from diffalign.errors import ConfigError, InputError, UserError
 from diffalign.preferences import Broken
 from diffalign.runs import Run
 from diffalign.types import Policy, Preference, Prompt
 from rewards.arguments import split
 from rewards.fit_config import AnyFitConfig, parse
+
+UNFITTED = ("fit.ensemble", "fit.encoder", "fit.length", "fit.epochs", "fit.learning_rate")
+"""Fields that nothing has come of before the reward model is fitted: those of the judgements are not among them."""
+
+
+def fitted(directory: Run) -> bool:
+    """Whether the run has fitted its reward model."""
+    return (directory.path / "reward" / "reward.json").is_file()
 
 
 def run(
@@ -29,18 +37,33 @@ def run(
 ) -> None:
     """Fits to RUN/reward-preferences.parquet, and writes RUN/reward/ with a card beside it. A finished fit is kept.
 
-    Neither pairs of held-out prompts nor samples of them are seen.
+    Neither pairs of held-out prompts nor samples of them are seen. Where nothing can be fitted, what was judged for it
+    stays, and the error says how to go on; a copy of pairs that were given goes.
     """
-    if (directory.path / "reward" / "reward.json").is_file():
+    if fitted(directory):
         return
     path = directory.path / "reward-preferences.parquet"
     if wanted.rater is not None:
         judge_pairs(path, wanted.rater, wanted.collect, wanted.criteria, config.seed, policy, prompts, status)
     elif not path.exists():
         preferences.write(path, _own(Path(wanted.preferences or "").expanduser(), held_out, status))
-    card = reward_fit.fit_into(settings(wanted, config, path), directory.path, "reward-card", status)
+    try:
+        card = reward_fit.fit_into(settings(wanted, config, path), directory.path, "reward-card", status)
+    except UserError as error:
+        if wanted.rater is None:
+            path.unlink()
+            raise
+        raise type(error)(f"{error}; {_how_to_go_on(directory)}") from error
     for line in reward_fit.in_words(card):
         status.say(line)
+
+
+def _how_to_go_on(directory: Run) -> str:
+    place = directory.path
+    return (
+        f"what was judged is kept: 'diffalign align {place / 'config.yaml'} --resume --out {place}' fits to it again,"
+        f" by --set with another {', '.join(UNFITTED[:-1])} or {UNFITTED[-1]}; for other changes choose another --out"
+    )
 
 
 def settings(wanted: RewardModelConfig, config: RunConfig, pairs: Path) -> AnyFitConfig:
