@@ -57,6 +57,14 @@ STANDARD: Mapping[str, tuple[str, Sequence[str]]] = {
 two steps, which are too few for a model that was not trained on them."""
 
 
+WORLD_OF: Mapping[str, str] = {
+    "embedded:brain-mr": "brain-mr",
+    "embedded:emoji": "emoji",
+    "embedded:findings-lm": "findings",
+}
+"""The world whose prompts an embedded model was trained on; it has no words for those of another."""
+
+
 def standard(model: str, overrides: Sequence[str] = ()) -> RunConfig | None:
     """How a model is sampled and judged where no run says it; None for one that is not embedded, or makes texts."""
     if model not in STANDARD:

@@ -16,7 +16,7 @@ from apps.progress import Status
 from diffalign import prompts as prompt_sources
 from diffalign import shares
 from diffalign.config import AdapterConfig, RunConfig
-from diffalign.errors import ConfigError, NotFoundError
+from diffalign.errors import ConfigError, InputError, NotFoundError
 from diffalign.evaluation import evaluate
 from diffalign.runs import Run, require_empty, unused_folder, write_text
 from diffalign.types import Capability, Policy, Prompt, Rollout, StepLikelihood
@@ -28,6 +28,8 @@ from pipelines.loading import load_adapter, load_policy
 def run(model: str, against: str | None, overrides: Sequence[str], out: Path | None) -> None:
     """Evaluates and writes evaluation.json and samples; prints the table."""
     config = configuration(model, against, overrides)
+    for name in filter(None, (model, against)):
+        _knows_words(name, config)
     folder = out or unused_folder(Path("runs") / f"evaluate-{Path(model).name.replace(':', '-')}")
     require_empty(folder, "choose another --out")
     first = sampler(against, config) if against else None
@@ -51,10 +53,28 @@ def run(model: str, against: str | None, overrides: Sequence[str], out: Path | N
             spreads=build.spreads(config),
             on_progress=status,
         )
+    if not any(measure.known().any() for measure in outcome.measures.values()):
+        raise InputError(
+            f"{' and '.join(name for name in outcome.measures if '/' not in name)} could judge none of the samples, so"
+            f" there is nothing to compare: name a reward that knows the prompts of {config.prompts.source}, in rewards"
+            " or evaluation.rewards"
+        )
     write_text(folder / "evaluation.json", outcome.dumps())
     samples.write_pairs(folder / "samples", outcome)
     show(outcome)
     click.echo(f"written to {folder}")
+
+
+def _knows_words(name: str, config: RunConfig) -> None:
+    """Refuses prompts of a world that a model has no words for: neither its own nor that of the run that made it."""
+    own = build.configuration(name, made=True) if is_run(name) else None
+    base, asked = own.model if own else name, config.prompts.source
+    world = build.WORLD_OF.get(base)
+    if world and asked in prompt_sources.WORLDS and asked != world and (own is None or asked != own.prompts.source):
+        raise ConfigError(
+            f"prompts.source: {asked}, but {base} knows the words of {world} alone, so nothing that {name} makes of"
+            f" them means anything; take {world}, or a file of your own"
+        )
 
 
 def trained_on(model: str, config: RunConfig, judges: build.Judges) -> Collection[str]:

@@ -20,9 +20,9 @@ def show(outcome: Evaluation) -> None:
     for heading in ("measure", "before", "after", "difference (95 % interval)", "n", "trained on"):
         words = heading in ("measure", "trained on")
         table.add_column(heading, justify="left" if words else "right", no_wrap=True)
-    for name, row in data["rewards"].items():
-        if row["difference"]["mean"] is None or name.startswith(f"{outcome.main}/"):
-            continue
+    rows = {name: row for name, row in data["rewards"].items() if not name.startswith(f"{outcome.main}/")}
+    known = {name: row for name, row in rows.items() if row["difference"]["mean"] is not None}
+    for name, row in known.items():
         table.add_row(
             name, f"{row['before']['mean']:.3f}", f"{row['after']['mean']:.3f}",
             _difference(row["difference"]), str(row["before"]["n"]),
@@ -30,8 +30,10 @@ def show(outcome: Evaluation) -> None:
         )  # fmt: skip
     console = Console() if sys.stdout.isatty() else Console(width=120)
     console.print(table)
-    if any(row["difference"]["mean"] is not None and row["difference"]["ci95"] is None for row in _rows(data)):
+    if any(row["difference"]["ci95"] is None for row in known.values()):
         console.print(f"–: too few prompts for an interval (fewer than {FEWEST_PROMPTS})", highlight=False)
+    for name in (name for name in rows if name not in known and name != outcome.main and "/" not in name):
+        console.print(f"{name} could judge none of these samples", highlight=False)
     win, (before, after) = data["win_rate"], outcome.diversity
     if win["value"] is None:
         console.print(f"win rate  unknown: no pair could be judged by {outcome.main}", highlight=False)
@@ -40,10 +42,6 @@ def show(outcome: Evaluation) -> None:
     if before > 0:
         console.print(f"diversity {after / before:.0%} of the base model's", highlight=False)
     console.print(data["verdict"]["text"], highlight=False)
-
-
-def _rows(data: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    return list(data["rewards"].values())
 
 
 def _difference(found: Mapping[str, Any]) -> str:
