@@ -10,7 +10,9 @@ import yaml
 from apps import reward_stage
 from apps.resumption import configuration
 from diffalign import preferences
+from diffalign.errors import RefusedError
 from diffalign.runs import Run
+from rewards.fit_config import FitConfig
 from tests import test_cli
 from tests.test_cli import diffalign
 from tests.test_sources import pairs
@@ -80,3 +82,24 @@ def test_given_pairs_that_nothing_can_be_fitted_to_leave_no_run(desk: Path) -> N
         result = diffalign("align", "loop.yaml", "--out", "run")
         assert result.exit_code == 2 and "kept" not in result.stderr, result.output
         assert "not empty" not in result.stderr and not (desk / "run").exists()
+
+
+def test_a_reward_model_sees_no_pair_of_a_held_out_prompt(desk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: set[str] = set()
+
+    def fit_into(config: FitConfig, *_: object) -> None:
+        seen.update(pair.prompt.text for pair in preferences.Table(Path(config.preferences)))
+        raise RefusedError("seen enough")
+
+    monkeypatch.setattr(reward_stage.reward_fit, "fit_into", fit_into)
+    preferences.write(desk / "recorded", pairs(120))
+    data = yaml.safe_load((desk / "run.yaml").read_text())
+    data |= {
+        "rewards": ["preference?folder=fitted"],
+        "fit": {"preferences": "recorded", "ensemble": 2},
+        "prompts": {"source": "prompts.txt", "train": 3, "held_out": 1},
+    }
+    (desk / "loop.yaml").write_text(yaml.safe_dump(data, sort_keys=False))
+    result = diffalign("align", "loop.yaml", "--set", "trainer.epochs=0")
+    assert "30 pairs are of held-out prompts, and left out of the reward model" in result.output, result.output
+    assert "seen enough" in result.stderr and len(seen) == 3

@@ -179,21 +179,6 @@ def test_a_run_fits_its_own_reward_first(desk: Path) -> None:
         assert refused.exit_code == 2 and message in refused.stderr
 
 
-def test_a_reward_model_sees_no_pair_of_a_held_out_prompt(desk: Path) -> None:
-    preferences.write(desk / "recorded", pairs(120))
-    data = yaml.safe_load((desk / "run.yaml").read_text())
-    data |= {
-        "rewards": ["preference?folder=fitted"],
-        "fit": {"preferences": "recorded", "ensemble": 2},
-        "prompts": {"source": "prompts.txt", "train": 3, "held_out": 1},
-    }
-    (desk / "loop.yaml").write_text(yaml.safe_dump(data, sort_keys=False))
-    result = diffalign("align", "loop.yaml", "--set", "trainer.epochs=0")
-    assert "30 pairs are of held-out prompts, and left out of the reward model" in result.output, result.output
-    seen = {p.prompt.text for p in preferences.Table(desk / "runs" / "loop" / "reward-preferences.parquet")}
-    assert len(seen) == 3
-
-
 def broken_labels(desk: Path) -> None:
     (desk / "recorded").write_text('{"prompt": "a", "image": "nowhere.png", "label": true}\n')
 
