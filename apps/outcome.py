@@ -10,6 +10,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from apps.report_measures import unchanged
 from diffalign.evaluation import FEWEST_PROMPTS, Evaluation
 
 
@@ -30,7 +31,7 @@ def show(outcome: Evaluation) -> None:
         )  # fmt: skip
     console = Console() if sys.stdout.isatty() else Console(width=120)
     console.print(table)
-    if any(row["difference"]["ci95"] is None for row in known.values()):
+    if any(row["difference"]["ci95"] is None and not unchanged(row["difference"]) for row in known.values()):
         console.print(f"–: too few prompts for an interval (fewer than {FEWEST_PROMPTS})", highlight=False)
     for name in (name for name in rows if name not in known and name != outcome.main and "/" not in name):
         console.print(f"{name} could judge none of these samples", highlight=False)
@@ -45,8 +46,8 @@ def show(outcome: Evaluation) -> None:
 
 
 def _difference(found: Mapping[str, Any]) -> str:
-    """Mean and interval; where no sample scored differently, an interval of no width would claim certainty."""
-    if found["mean"] == 0 and found["ci95"] == [0, 0]:
+    """Mean and interval; where no sample scored differently, that in words."""
+    if unchanged(found):
         return "unchanged in every sample"
     return f"{found['mean']:+.3f} ({_ends(found, '+.3f')})"
 

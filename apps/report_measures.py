@@ -37,16 +37,13 @@ class Row:
     direction: Direction
     plot: Markup
     places: int
+    unchanged: bool
+    """Whether every sample scored before as it did after: no interval of the difference says that."""
 
     @property
     def few(self) -> bool:
         """Whether it was measured on too few prompts for an interval."""
         return self.change is not None and self.change[1] is None
-
-    @property
-    def unchanged(self) -> bool:
-        """Whether every sample scored before as it did after: an interval of no width would claim certainty."""
-        return self.change == (0.0, 0.0, 0.0)
 
     def shown(self, value: Interval, *, signed: bool = False) -> tuple[str, str]:
         """Mean and interval in words."""
@@ -107,7 +104,15 @@ def _row(name: str, entry: Mapping[str, Any], measures: Collection[str]) -> Row:
         direction="unclear" if wanted is None else _direction(change, sign, _places(known)),
         plot=_plot(name, before, after),
         places=_places(known),
+        unchanged=unchanged(entry.get("difference") or {}),
     )
+
+
+def unchanged(difference: Mapping[str, Any]) -> bool:
+    """Whether no pair scored differently; of an older evaluation, as far as its interval tells."""
+    if difference.get("mean") is None:
+        return False
+    return difference["changed"] == 0 if "changed" in difference else difference.get("ci95") == [0, 0]
 
 
 def _interval(found: Mapping[str, Any] | None) -> Interval | None:

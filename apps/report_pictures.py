@@ -16,6 +16,7 @@ from PIL.Image import Image
 
 from diffalign import images
 from diffalign.errors import DiffalignError
+from diffalign.evaluation import SAME
 
 PER_GROUP = 8
 """Pairs in each of the three groups."""
@@ -24,7 +25,8 @@ GRID_SIDE = 1600
 MOST_GRIDS = 8
 HEAVY = 300_000
 """Bytes above which a picture is inlined as a JPEG; below it as a PNG, which keeps every pixel."""
-SAME = 1e-9
+PLACES = 3
+"""Decimals of a score beside a picture."""
 
 
 @dataclass(frozen=True)
@@ -47,8 +49,18 @@ class Pair:
 
     @property
     def change(self) -> float | None:
-        """After minus before."""
-        return None if self.before is None or self.after is None else self.after - self.before
+        """After minus before, as the page shows the two: a difference that their digits do not have is 0.
+
+        None where one of them is not known.
+        """
+        if self.before is None or self.after is None:
+            return None
+        return round(round(self.after, PLACES) - round(self.before, PLACES), PLACES)
+
+    @property
+    def same(self) -> bool:
+        """Whether both scored the same, in all digits."""
+        return self.before is not None and self.after is not None and abs(self.after - self.before) <= SAME
 
 
 @dataclass(frozen=True)

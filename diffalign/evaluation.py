@@ -35,6 +35,8 @@ MARGIN = 0.02
 """How far a part of what was trained on must fall to raise the alarm: 2 points of a fraction, else 2 % of its mean."""
 LEAST = 0.002
 """The same of what was not trained on: many samples make a fall certain that nobody could see."""
+SAME = 1e-9
+"""Scores of a pair that differ by less than this are a tie."""
 
 
 @dataclass(frozen=True)
@@ -109,18 +111,19 @@ class Evaluation:
         }
 
     def difference(self, measure: Measure) -> dict[str, Any]:
-        """Mean and interval of after minus before, pair by pair."""
+        """Mean and interval of after minus before, pair by pair, and how many pairs changed."""
         known = measure.known()
         before, after = measure.before[known], measure.after[known]
         rate = _is_rate(before) and _is_rate(after)
-        return mean_interval(after - before, self.groups[known], (-1.0, 1.0) if rate else None)
+        found = mean_interval(after - before, self.groups[known], (-1.0, 1.0) if rate else None)
+        return found | {"changed": int((np.abs(after - before) >= SAME).sum())}
 
     def win_rate(self) -> dict[str, Any]:
         """Share of pairs in which the aligned model's sample scores higher by the main measure; a tie is half a win."""
         measure = self.measures[self.main]
         known = measure.known()
         gain = (measure.after - measure.before)[known] * (1 if measure.higher_is_better else -1)
-        won = np.where(np.abs(gain) < 1e-9, 0.5, gain > 0).astype(np.float64)
+        won = np.where(np.abs(gain) < SAME, 0.5, gain > 0).astype(np.float64)
         interval = mean_interval(won, self.groups[known], (0.0, 1.0))
         return {
             "value": interval["mean"], "ci95": interval["ci95"], "n": len(won), "by": self.main,

@@ -73,7 +73,7 @@ def test_a_failed_judgement_leaves_the_pair_out() -> None:
 def test_a_measure_that_nobody_was_asked_is_null_not_zero() -> None:
     empty = Measure(np.full(16, np.nan), np.full(16, np.nan), False)
     data = evaluation(main=flat(0, 1, True), other=empty).to_json()
-    assert data["rewards"]["other"]["difference"] == {"mean": None, "ci95": None}
+    assert data["rewards"]["other"]["difference"] == {"mean": None, "ci95": None, "changed": 0}
 
 
 def test_no_number_in_the_file_is_nan() -> None:
@@ -104,7 +104,7 @@ def test_four_prompts_have_no_interval_and_decide_nothing() -> None:
     measures = {"main": flat(0, 1, True), "clip": flat(0.5, 0.3, False)}
     few = Evaluation(measures, np.repeat(np.arange(4), 4), "main", (1.0, 1.0), {}).to_json()
     assert few["win_rate"]["ci95"] is None and few["win_rate"]["value"] == 1.0
-    assert few["rewards"]["clip"]["difference"] == {"mean": pytest.approx(-0.2), "ci95": None}
+    assert few["rewards"]["clip"]["difference"] == {"mean": pytest.approx(-0.2), "ci95": None, "changed": 16}
     assert not few["verdict"]["alarm"] and "too few judged prompts for an interval" in few["verdict"]["text"]
     assert mean_interval(np.arange(5.0), np.arange(5))["ci95"] is not None
 

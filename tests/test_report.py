@@ -165,7 +165,7 @@ def test_prompts_are_escaped_and_images_have_words(finished: Run) -> None:
     assert "<script" not in text
     assert ATTACK in page.text
     assert all(image["alt"] for image in page.images)
-    assert any(image["alt"] == f"before training: {ATTACK}; score 0.50" for image in page.images)
+    assert any(image["alt"] == f"before training: {ATTACK}; score 0.500" for image in page.images)
 
 
 def test_the_numbers_are_there(finished: Run) -> None:
@@ -308,14 +308,52 @@ def test_the_terminal_says_unchanged_too(capsys: pytest.CaptureFixture[str]) -> 
     assert "unchanged in every sample" in lines["same"] and "+0.100 (+0.100 to +0.100)" in lines["more"]
 
 
-def test_a_change_that_rounds_to_nothing_has_no_arrow(tmp_path: Path) -> None:
+def test_a_rate_that_did_not_change_in_any_sample_is_said_so(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of rates an interval has a width where all prompts agree, and a mean of 0 may be of changes that cancel out:
+    here of the two samples of each prompt one got right and the other wrong."""
+    right = np.tile([0.0, 1.0], 6)
+    measures = {
+        "same": Measure(right, right, trained_on=False),
+        "swapped": Measure(right, 1 - right, trained_on=True),
+    }
+    found = Evaluation(measures, np.repeat(np.arange(6), 2), "swapped", (0.5, 0.5), {})
+    changes = {name: row["difference"] for name, row in found.to_json()["rewards"].items()}
+    assert changes["same"]["ci95"] == changes["swapped"]["ci95"] and changes["same"]["ci95"][1] > 0.3
+    assert (changes["same"]["changed"], changes["swapped"]["changed"]) == (0, 12)
+    outcome.show(found)
+    lines = {line.split()[0]: line for line in capsys.readouterr().out.splitlines() if line.strip()}
+    assert "unchanged in every sample" in lines["same"] and "+0.000 (-0." in lines["swapped"]
+    run = start(tmp_path / "run")
+    log(run, 3)
+    (run.path / "evaluation.json").write_text(found.dumps())
+    rows = {row.name: row.unchanged for row in report_measures.table(json.loads(found.dumps()))}
+    assert rows == {"same": True, "swapped": False}
+    text = Page(report.render(run)).text
+    assert text.count("unchanged in every sample") == 1
+    assert "swapped went from 0.500 to 0.500: a difference of 0.000 that cannot be told from none" in text
+
+
+def test_nothing_changed_on_few_prompts_needs_no_note(capsys: pytest.CaptureFixture[str]) -> None:
+    same = Measure(np.ones(4), np.ones(4), trained_on=True)
+    outcome.show(Evaluation({"same": same}, np.arange(4), "same", (0.5, 0.5), {}))
+    shown = capsys.readouterr().out
+    assert "unchanged in every sample" in shown and "–: too few" not in shown
+
+
+def test_before_after_and_change_of_a_pair_agree_in_every_digit(tmp_path: Path) -> None:
+    """0.7254 to 0.7296 is 0.725 to 0.730: 0.0042 is shown as the 0.005 between them; 0.7301 to 0.7304 as nothing."""
     run = start(tmp_path / "run")
     log(run, 3)
     (run.path / "evaluation.json").write_text(json.dumps(evaluation()))
-    add_pictures(run, [(0.5, 0.504), (0.5, 0.496), (0.5, 0.75)])
-    cards = report.render(run).split('<p class="foot">')[1:]
-    assert ["≈ 0.00" in card for card in cards] == [True, True, False]
-    assert [any(arrow in card for arrow in "▲▼") for card in cards] == [False, False, True]
+    add_pictures(run, [(0.7254, 0.7296), (0.7301, 0.7304), (0.5, 0.5), (0.5, 0.25)])
+    page = report.render(run)
+    cards = [card.partition("</p>")[0] for card in page.split('<p class="foot">')[1:]]
+    for card, change in zip(cards, ["▲ +0.005", "≈ 0.000", "= same", "▼ −0.250"], strict=True):
+        assert change in card
+    assert [any(arrow in card for arrow in "▲▼") for card in cards] == [True, False, False, True]
+    assert page.count("<b>0.730</b>") == 3 and "<b>0.725</b>" in page and "score 0.725" in page
 
 
 def test_broken_and_missing_pictures_are_said_to_be(finished: Run) -> None:
