@@ -10,7 +10,7 @@ import click
 import psutil
 import torch
 
-from apps import build, resumption
+from apps import build, resumption, sources
 from diffalign import optimisers
 from diffalign import prompts as prompt_sources
 from diffalign.backprop import most_steps
@@ -36,7 +36,8 @@ def run(recipe: str, overrides: Sequence[str], out: Path | None = None, *, resum
     config = (
         resumption.configuration(recipe, overrides, directory) if directory else build.configuration(recipe, overrides)
     )
-    train, held_out = prompt_sources.load(config.prompts, config.seed)
+    asked = sources.asks_prompts(config)
+    train, held_out = prompt_sources.load(config.prompts, config.seed, training=asked)
     build.check(config)
     whole = config.model_copy(update={"trainer": config.trainer.model_copy(update={"shard": False})})
     policy = build.policy(whole)  # dividing it takes other processes
@@ -50,7 +51,7 @@ def run(recipe: str, overrides: Sequence[str], out: Path | None = None, *, resum
         "trained parameters": f"{trained:,}",
         "device": f"{policy.device}, {config.precision}",
         **({"compiled": build.compiled(policy)} if config.compile else {}),
-        "prompts": f"{len(train)} to train on, {len(held_out)} held out",
+        "prompts": f"{len(train) if asked else 'those of the file'} to train on, {len(held_out)} held out",
         **({"warm-up": _warm_up(config)} if config.warm_up else {}),
         "method": f"{config.objective.name} from {experience}",
         **({"done already": _done(directory, config)} if directory else {}),

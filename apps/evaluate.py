@@ -37,7 +37,7 @@ def run(model: str, against: str | None, overrides: Sequence[str], out: Path | N
     if first is None and not second.adapter and not _full_run(model):
         raise ConfigError(f"{model} is a base model: say what to compare it with, --against MODEL or RUN")
     judges = build.judges(config)
-    _, held_out = prompt_sources.load(config.prompts, config.seed)
+    _, held_out = prompt_sources.load(config.prompts, config.seed, training=False)
     base = first or sampler(config.model, config)
     with Status() as status:
         outcome = evaluate(

@@ -16,6 +16,7 @@ from diffalign.config import RunConfig
 from diffalign.errors import InputError, NotFoundError, UserError
 from diffalign.experience import BestOfN, JudgedPairs, OnlinePairs, Recorded, RecordedPairs, Rollouts, Source
 from diffalign.held_out_pairs import ASKED_OF, MOST, HeldOutPairs
+from diffalign.methods import RECORDED
 from diffalign.preferences import Broken
 from diffalign.prompts import of_images, plain
 from diffalign.runs import Run, new_file
@@ -69,6 +70,14 @@ def source(
             return recorded_labels(path, held_out, say)
         case _:
             return demonstrations(wanted.path or "", prompts, held_out, config.seed, say)
+
+
+def asks_prompts(config: RunConfig) -> bool:
+    """Whether a run asks for anything of its training prompts: not where all that it learns from is in a file."""
+    wanted, shown = config.experience, {config.experience.path, config.experience.demonstrations}
+    if config.warm_up is not None:
+        shown.add(config.warm_up.demonstrations)
+    return wanted.source not in RECORDED or wanted.path is None or not shown.isdisjoint(DEMONSTRATIONS)
 
 
 def _file(config: RunConfig) -> Path | None:

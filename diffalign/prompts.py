@@ -35,8 +35,11 @@ WORLDS = {
 }
 
 
-def load(config: PromptsConfig, seed: int) -> tuple[list[Prompt], list[Prompt]]:
-    """Training and held-out prompts."""
+def load(config: PromptsConfig, seed: int, *, training: bool = True) -> tuple[list[Prompt], list[Prompt]]:
+    """Training and held-out prompts. Where nobody asks for the former (``training``), fewer are enough, and none, too.
+
+    Raises ConfigError for a file that has not so many, NotFoundError and InputError as ``read``.
+    """
     if config.source in WORLDS:
         world = import_module(WORLDS[config.source])
         options = {} if config.task == "all" else {"task": config.task}
@@ -47,21 +50,23 @@ def load(config: PromptsConfig, seed: int) -> tuple[list[Prompt], list[Prompt]]:
     prompts = read(LISTS[config.source] if config.source in LISTS else Path(config.source).expanduser())
     if config.task != "all":
         raise ConfigError(f"prompts.task {config.task!r} is for worlds; a file of prompts has no tasks")
-    if config.train + config.held_out > len(prompts):
+    needed = config.held_out + (config.train if training else 0)
+    if needed > len(prompts):
+        asked = f"prompts.train {config.train} and " if training else ""
         raise ConfigError(
-            f"{config.source} has {len(prompts)} different prompts, but prompts.train {config.train} and"
-            f" prompts.held_out {config.held_out} ask for {config.train + config.held_out}"
+            f"{config.source} has {len(prompts)} different prompts, but {asked}prompts.held_out {config.held_out}"
+            f" {f'ask for {needed}' if training else 'asks for more'}"
         )
     order = torch.randperm(len(prompts), generator=torch.Generator().manual_seed(derive(seed, "split")))
-    return _sides([prompts[i] for i in order.tolist()], config)
+    return _sides([prompts[i] for i in order.tolist()], config, config.train if training else 0)
 
 
-def _sides(shuffled: Sequence[Prompt], config: PromptsConfig) -> tuple[list[Prompt], list[Prompt]]:
+def _sides(shuffled: Sequence[Prompt], config: PromptsConfig, least: int) -> tuple[list[Prompt], list[Prompt]]:
     """The first prompts are held out, and with them every other prompt of their cases."""
     held_out = list(shuffled[: config.held_out])
     cases = {prompt.attributes.get("case") for prompt in held_out} - {None}
     rest = [p for p in shuffled[config.held_out :] if p.attributes.get("case") not in cases]
-    if len(rest) < config.train:
+    if len(rest) < least:
         raise ConfigError(
             f"{config.source}: {len(rest)} prompts are of no held-out case, and prompts.train asks for {config.train}"
         )

@@ -134,6 +134,16 @@ def test_what_a_list_cannot_give() -> None:
         load(PromptsConfig(source="animals", task="counting", train=2, held_out=2), 0)
 
 
+def test_training_prompts_that_nobody_asks_for_may_be_few() -> None:
+    """Of 61 animals the same 2 are held out whatever the other number is."""
+    wanted = PromptsConfig(source="animals", train=100, held_out=2)
+    train, held_out = load(wanted, 0, training=False)
+    assert len(train) == 59 and held_out == load(PromptsConfig(source="animals", train=5, held_out=2), 0)[1]
+    assert load(PromptsConfig(source="animals", held_out=61), 0, training=False)[0] == []
+    with pytest.raises(ConfigError, match=r"61 different prompts, but prompts.held_out 62 asks for more"):
+        load(PromptsConfig(source="animals", held_out=62), 0, training=False)
+
+
 def test_attributes_of_images_are_mappings(tmp_path: Path) -> None:
     path = written(tmp_path, {"file": "a.png", "prompt": "a cat", "attributes": {"n": 1}})
     assert of_images(tmp_path)["a.png"].attributes == {"n": 1}

@@ -228,6 +228,32 @@ def test_prompts_come_from_the_preferences_themselves(desk: Path) -> None:
     assert "own.parquet brings its own prompts, so prompts.train (3) limits nothing here" in result.output
 
 
+def test_training_prompts_are_counted_only_where_they_are_sampled(desk: Path) -> None:
+    """Four prompts, of which one is held out: the 64 of the default are asked for by simulated raters, not by pairs."""
+    preferences.write(desk / "recorded", pairs())
+    learn(desk, "pairs", "dpo", "recorded")
+    data = yaml.safe_load((desk / "learn.yaml").read_text())
+    data["prompts"] = {"source": "prompts.txt", "held_out": 1}
+    (desk / "learn.yaml").write_text(yaml.safe_dump(data, sort_keys=False))
+    planned = diffalign("align", "learn.yaml", "--dry-run")
+    assert "those of the file to train on, 1 held out" in planned.output, planned.output
+    assert diffalign("align", "learn.yaml", "--set", "trainer.epochs=1", "--out", "run").exit_code == 0
+    for change in ("experience={source: pairs, rater: emoji}", "warm_up={demonstrations: emoji}"):
+        for more in ([], ["--dry-run"]):
+            refused = diffalign("align", "learn.yaml", "--set", change, *more)
+            assert refused.exit_code == 2 and "prompts.train 64 and prompts.held_out 1 ask for 65" in refused.stderr
+
+
+def test_an_evaluation_asks_for_held_out_prompts_alone(desk: Path) -> None:
+    assert diffalign("align", "run.yaml", "--set", "trainer.epochs=1", "--out", "run").exit_code == 0
+    (desk / "others.txt").write_text("a tree\na house\n")
+    result = diffalign("evaluate", "run", "--set", "prompts.source=others.txt", "--out", "out")
+    assert result.exit_code == 0, result.output
+    assert {row["prompt"] for row in json.loads((desk / "out" / "samples" / "prompts.json").read_text())} == {
+        "a tree", "a house",
+    }  # fmt: skip
+
+
 def as_rows(desk: Path, name: str, label: object = 1) -> None:
     """Twelve pairs of pictures as labelled rows, the last with this label."""
     (desk / "pictures").mkdir(exist_ok=True)
