@@ -7,7 +7,7 @@ import os
 import sys
 from collections.abc import Callable
 from functools import wraps
-from typing import Any
+from typing import Any, NoReturn
 
 import click
 
@@ -57,17 +57,31 @@ def reported(command: Callable[..., None]) -> Callable[..., None]:
 class Commands(click.Group):
     """The commands, of which a wrong word on the line is told in one sentence, as every other mistake is."""
 
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """See click; what it finds wrong before the command ends here."""
+        try:
+            return super().parse_args(ctx, args)
+        except click.UsageError as error:
+            _end(error, ctx)
+
     def invoke(self, ctx: click.Context) -> Any:
         """See click; what it finds wrong of the commands below this one ends here."""
         try:
             return super().invoke(ctx)
         except click.UsageError as error:
-            if isinstance(error, click.exceptions.NoArgsIsHelpError):
-                raise
-            said = " ".join(error.format_message().split()).rstrip(".")
-            command = error.ctx.command_path if error.ctx is not None else ctx.command_path
-            click.echo(f"error: {said[:1].lower()}{said[1:]} (see '{command} --help')", err=True)
-            sys.exit(error.exit_code)
+            _end(error, ctx)
+
+
+def _end(error: click.UsageError, ctx: click.Context) -> NoReturn:
+    """Says what is wrong on the line and ends; a group alone on it shows its help."""
+    if isinstance(error, click.exceptions.NoArgsIsHelpError):
+        raise error
+    said = " ".join(error.format_message().split()).rstrip(".")
+    own = error.ctx or ctx
+    if isinstance(error, click.NoSuchOption) and isinstance(own.command, click.Group):
+        said += f": options stand behind their command, as in '{own.command_path} COMMAND ... {error.option_name}'"
+    click.echo(f"error: {said[:1].lower()}{said[1:]} (see '{own.command_path} --help')", err=True)
+    sys.exit(error.exit_code)
 
 
 def printable(text: str) -> str:

@@ -130,7 +130,9 @@ def _summarise(spec: str, table: Table, broken: int) -> None:
         mean = sum(known) / len(known)
         spread = math.sqrt(sum((value - mean) ** 2 for value in known) / len(known))
         click.echo(
-            f"{name:<24} mean {mean:.4g}  sd {spread:.3g}  min {min(known):.4g}  max {max(known):.4g}  n {len(known)}"
+            f"{name:<24} mean {mean:.4g}"
+            + (f"  sd {spread:.3g}" if len(known) > 1 else "")
+            + f"  min {min(known):.4g}  max {max(known):.4g}  n {len(known)}"
             + (f"  {reward.unit}" if name == "score" else "")
         )
     failed = sum(math.isnan(value) for value in columns["score"])

@@ -25,9 +25,9 @@ def fields_of(path: Path, overrides: Sequence[str], example: str) -> tuple[dict[
         node = yaml.compose(text, Loader=yaml.SafeLoader)
         data = yaml.safe_load(text)
     except (yaml.YAMLError, ValueError) as error:  # a ValueError is of a date that does not exist
-        mark = getattr(error, "problem_mark", None)
-        where = f"{path}:{mark.line + 1}" if mark else str(path)
-        raise ConfigError(f"{where}: not valid YAML: {_problem(error)}") from None
+        line, problem = _found(error, text)
+        where = str(path) if line is None else f"{path}:{line + 1}"
+        raise ConfigError(f"{where}: not valid YAML: {problem}") from None
     if not isinstance(data, dict):
         raise ConfigError(f"{path}: a configuration is a mapping of fields, such as '{example}'")
     origin = {field: f"{path}:{line}" for field, line in _lines(node).items()}
@@ -100,6 +100,26 @@ def _value(text: str, override: str) -> Any:
 
 _QUESTION = re.compile(r"""(?<![^\s\[{,])[^\s\[\]{},'"?]+\?[^\s\[\]{},'"]+""")
 """An unquoted reward with arguments: inside brackets YAML takes its question mark for a sign of its own."""
+
+
+def _found(error: Exception, text: str) -> tuple[int | None, str]:
+    """The line, from 0, and what YAML found wrong there. A field without its colon it finds only a line later."""
+    mark, problem = getattr(error, "problem_mark", None), _problem(error)
+    if mark is None:
+        return None, problem
+    if getattr(error, "context", None) == "while scanning a simple key":
+        return error.context_mark.line, problem  # type: ignore[attr-defined]
+    lines = text.split("\n")
+    if problem in _AFTER_A_SLIP and ":" not in lines[mark.line][: mark.column]:
+        above = [i for i, line in enumerate(lines[: mark.line]) if line.partition("#")[0].strip()]
+        if above and _NO_COLON.fullmatch(lines[above[-1]].partition("#")[0]):
+            return above[-1], "could not find expected ':'"
+    return mark.line, problem
+
+
+_AFTER_A_SLIP = ("mapping values are not allowed here", "expected <block end>, but found '<block mapping start>'")
+"""What YAML says of a field after one without its colon, which it took for the begin of a text."""
+_NO_COLON = re.compile(r"\s*[A-Za-z_]\w*\s+[^:]+")
 
 
 def _problem(error: Exception) -> str:

@@ -315,6 +315,10 @@ def test_score_a_folder(desk: Path) -> None:
     import pyarrow.parquet as pq
 
     assert pq.read_table("scores.parquet").to_pydict() == {"image": ["grey.png", "white.png"], "score": [51.0, 255.0]}
+    assert "  sd 102  min 51" in result.stdout  # half of 255 - 51
+    (folder / "white.png").unlink()
+    alone = diffalign("score", "--reward", "reward.py:brightness", "--images", "images")
+    assert "mean 51  min 51  max 51  n 1" in alone.stdout, alone.output
 
 
 def test_score_fills_up_a_column_that_only_some_batches_have(desk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -400,6 +404,11 @@ def test_doctor() -> None:
         (["list"], "missing argument '{recipes|models|rewards|objectives|assets}'. Choose from: recipes, models, "),
         (["label", "export", "x", "--format", "typo"], "invalid value for '--format': 'typo' is not one of 'prefer"),
         (["align", "quickstart", "--rezume"], "no such option '--rezume'. Did you mean '--resume'? (see '"),
+        (
+            ["--set", "a=b", "align", "quickstart"],
+            "no such option '--set': options stand behind their command, as in '",
+        ),
+        (["label", "--out", "x", "init"], "no such option '--out': options stand behind their command, as in '"),
         (["aling"], "no such command 'aling'. Did you mean 'align'? (see '"),
     ],
 )

@@ -167,6 +167,23 @@ def test_what_yaml_cannot_read_is_one_line(file: Path, name: str) -> None:
         load(file)
 
 
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("seed 8\nmodel: m\n", "run.yaml:1: not valid YAML: could not find expected ':'"),
+        ("model: m\nseed 8\n", "run.yaml:2: not valid YAML: could not find expected ':'"),
+        ("trainer:\n  epochs 8\n\n  # less\n  batch_size: 3\n", "run.yaml:2: not valid YAML: could not find expected"),
+        ("model: m\nname: a: b\n", "run.yaml:2: not valid YAML: mapping values are not allowed here"),
+        ("rewards:\n- clip\n  weight: 2\n", "run.yaml:3: not valid YAML: mapping values are not allowed here"),
+    ],
+)
+def test_a_missing_colon_is_told_in_its_own_line(file: Path, text: str, said: str) -> None:
+    file.write_text(text)
+    with pytest.raises(ConfigError) as caught:
+        load(file)
+    assert said in str(caught.value)
+
+
 def test_a_file_that_is_no_text_is_named(file: Path) -> None:
     file.write_bytes(b"\x89PNG\r\n\x1a\n\xff")
     with pytest.raises(ConfigError, match=r"run\.yaml is not UTF-8 text"):
