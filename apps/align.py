@@ -142,6 +142,7 @@ class Job:
         if config.warm_up is not None:
             self._warm_up(status)
         policy = self.policy  # made here, where all processes are: they may divide it among them
+        build.say_compiled(policy, status.say)
         self._fit(policy, status, resume=resume)
         source = self.crew.first_then_all("source", lambda: self._source(status))
         trainer = Trainer(
@@ -165,8 +166,6 @@ class Job:
             self.directory.write_environment(config.seed, hashes.of(self.resolved))
         if config.objective.name in ("dpo", "robust-dpo") and not config.objective.sft_weight and trainer.epoch == 0:
             status.say(_WATCH)
-        if blocks := build.compiled(self.policy):
-            status.say(f"compiled: {blocks}; whatever is asked of them for the first time takes minutes longer")
         total = config.trainer.epochs
         pairs = sources.held_out_pairs(config, source, self.held_out)
 

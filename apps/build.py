@@ -143,6 +143,12 @@ def compiled(policy: DiffusionPolicy | LanguagePolicy) -> str:
     return ", ".join(f"{count} x {name}" for name, count in found.items())
 
 
+def say_compiled(policy: DiffusionPolicy | LanguagePolicy, say: Callable[[str], None]) -> None:
+    """Says, where blocks are compiled, why the first samples and the first update will take so long."""
+    if blocks := compiled(policy):
+        say(f"compiling {blocks}: whatever is asked of them for the first time takes minutes longer")
+
+
 def reward(config: RunConfig) -> Reward:
     """What is optimised: the one reward as it is, or the weighted combination. Raises ConfigError if there is none."""
     if not config.rewards:

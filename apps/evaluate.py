@@ -40,6 +40,7 @@ def run(model: str, against: str | None, overrides: Sequence[str], out: Path | N
     _, held_out = prompt_sources.load(config.prompts, config.seed, training=False)
     base = first or sampler(config.model, config)
     with Status() as status:
+        build.say_compiled(second, status.say)
         outcome = evaluate(
             Pair(second, base),
             held_out,

@@ -10,8 +10,10 @@ before, so a resumed run has the bits of an uninterrupted one.
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import nn
@@ -53,7 +55,8 @@ def compile_blocks(models: Sequence[nn.Module], device: torch.device) -> Mapping
 def _require_compiler(device: torch.device) -> None:
     """Compiles something small: whatever a machine lacks (a compiler, headers, a driver) is found before any work."""
     try:
-        torch.compile(_small, backend=BACKEND, dynamic=False)(torch.zeros(8, device=device))
+        with _quiet_about_cuda():
+            torch.compile(_small, backend=BACKEND, dynamic=False)(torch.zeros(8, device=device))
     except Exception as error:
         found = str(error).strip()
         reason = found.splitlines()[0] if found else type(error).__name__
@@ -61,6 +64,24 @@ def _require_compiler(device: torch.device) -> None:
             f"compile: torch.compile does not work for device {device.type} here: {reason}; install what is missing"
             " (for a CPU a C++ compiler such as g++), or leave compile out"
         ) from error
+
+
+@contextmanager
+def _quiet_about_cuda() -> Iterator[None]:
+    """Inside it torch does not warn that it found the CUDA toolkit and no GPU, which is nothing to a CPU.
+
+    It says so once, when what compiles for a CPU is first imported.
+    """
+    source, message = logging.getLogger("torch.utils.cpp_extension"), "No CUDA runtime is found, using CUDA_HOME"
+
+    def other(record: logging.LogRecord) -> bool:
+        return not str(record.msg).startswith(message)
+
+    source.addFilter(other)
+    try:
+        yield
+    finally:
+        source.removeFilter(other)
 
 
 def _small(numbers: torch.Tensor) -> torch.Tensor:
