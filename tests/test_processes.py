@@ -36,19 +36,25 @@ def launch(*arguments: str | Path, folder: Path = ROOT) -> subprocess.Popen[str]
     )  # fmt: skip
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where two processes have trained every case; one process left them a run of 2 epochs."""
-    folder = tmp_path_factory.mktemp("two")
-    walk(Run.create(folder / "of-one", parse(CONFIG)), epochs=2).train()
-    process = launch("-m", "tests.processes_cases", folder)
+def ran(cases: str, folder: Path) -> Path:
+    """The folder, in which two processes have trained every case of a module and left what they saw."""
+    process = launch("-m", cases, folder)
     said, _ = process.communicate(timeout=300)
     assert process.returncode == 0, said
     return folder
 
 
 @pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where two processes have trained every case; one process left them a run of 2 epochs."""
+    folder = tmp_path_factory.mktemp("two")
+    walk(Run.create(folder / "of-one", parse(CONFIG)), epochs=2).train()
+    return ran("tests.processes_cases", folder)
+
+
+@pytest.fixture(scope="module")
 def two(folder: Path) -> Ranks:
+    """What each of the two processes that have worked in the module's folder saw."""
     first, second = (torch.load(folder / f"rank-{rank}.pt", weights_only=True) for rank in (0, 1))
     return first, second
 

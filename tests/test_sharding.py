@@ -22,30 +22,21 @@ from diffalign.lockstep import NOTHING, Lockstep, LostError
 from diffalign.runs import Run
 from diffalign.trainer import Trainer
 from pipelines.loading import load_adapter, load_policy
-from tests import test_cli
+from tests import test_cli, test_processes
 from tests.processes_cases import SCENES, bright, trained
 from tests.sharding_cases import CASES, evaluated, policy, short
 from tests.test_cli import diffalign
-from tests.test_processes import ROOT, Ranks, assert_same_training, launch
+from tests.test_processes import ROOT, Ranks, assert_same_training, ran
 from tests.test_trainer import CONFIG
 
 desk = test_cli.desk
+two = test_processes.two
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Where two processes have trained every case."""
-    folder = tmp_path_factory.mktemp("divided")
-    process = launch("-m", "tests.sharding_cases", folder)
-    said, _ = process.communicate(timeout=280)
-    assert process.returncode == 0, said
-    return folder
-
-
-@pytest.fixture(scope="module")
-def two(folder: Path) -> Ranks:
-    first, second = (torch.load(folder / f"rank-{rank}.pt", weights_only=True) for rank in (0, 1))
-    return first, second
+    return ran("tests.sharding_cases", tmp_path_factory.mktemp("divided"))
 
 
 @pytest.mark.parametrize("case", CASES)
