@@ -41,6 +41,12 @@ def configuration(recipe: str, overrides: Sequence[str] = (), *, made: bool = Fa
     return parse(data, origin, made=made)
 
 
+def warn_whole(run: str | Path) -> None:
+    """Warns that a run whose weights were divided in training is loaded whole."""
+    if configuration(str(run), made=True).trainer.shard:
+        log.warning(f"run {run} was trained with trainer.shard; here its model is loaded whole, on one device")
+
+
 STANDARD: Mapping[str, tuple[str, Sequence[str]]] = {
     "embedded:brain-mr": ("brain-mr-ddpo", ()),
     "embedded:emoji": (

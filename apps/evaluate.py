@@ -123,6 +123,7 @@ def sampler(name: str, config: RunConfig) -> DiffusionPolicy | LanguagePolicy:
     folder = Path(name).expanduser()
     own = build.resolved(build.configuration(name, made=True), folder)
     Run.open(folder)
+    build.warn_whole(name)
     if (folder / "model").is_dir():
         return load(str(folder / "model"))
     if not (folder / "adapter").is_dir():

@@ -92,6 +92,8 @@ class Makers:
         if modality_of(origin.model) != part and isinstance(locate(origin.model), Path):
             raise ConfigError(f"{part}.model: {section.model} makes no {part}s")
         by_table = spec.image is not None and part == "image" and spec.image.condition == "table"
+        if origin.run is not None:
+            build.warn_whole(origin.run)
         policy = load_policy(
             origin.model, modality=part, device=self.device, precision=spec.precision, name=section.model,
             sampler=spec.image.sampler if spec.image and part == "image" else None,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import yaml
 
 from apps import build
 from diffalign.prompts import WORLDS
@@ -54,3 +55,25 @@ def test_measures_without_a_value_are_named_and_alone_refused(desk: Path) -> Non
     assert result.exit_code == 2 and not (desk / "none").exists(), result.output
     assert "error: broken and emoji-checker could judge none of the samples, so there is nothing" in result.stderr
     assert "that knows the prompts of prompts.txt" in result.stderr
+
+
+def test_a_run_of_divided_weights_is_loaded_whole_and_that_is_said(
+    desk: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Made by one process, and marked as what several made: the files are the same."""
+    assert diffalign("align", "run.yaml", "--set", "trainer.epochs=1", "--out", "run").exit_code == 0
+    spec = {
+        "cases": 1, "axes": {"colour": ["red"]},
+        "image": {"model": "run", "template": "one {colour} ball", "sampler": {"steps": 2}},
+    }  # fmt: skip
+    (desk / "spec.yaml").write_text(yaml.safe_dump(spec))
+    config, told = (
+        desk / "run" / "config.yaml",
+        "run run was trained with trainer.shard; here its model is loaded whole",
+    )
+    for shard in (False, True):
+        config.write_text(config.read_text().replace("shard: false", f"shard: {str(shard).lower()}"))
+        for name, more in (("evaluate", ["run"]), ("generate", ["spec.yaml"])):
+            caplog.clear()
+            made = diffalign(name, *more, "--out", f"{name}-{shard}")
+            assert made.exit_code == 0 and (told in caplog.text) == shard, made.output
