@@ -53,16 +53,17 @@ def run(
         if wanted.rater is None:
             path.unlink()
             raise
-        raise type(error)(f"{error}; {_how_to_go_on(directory)}") from error
+        raise type(error)(f"{error}; {_how_to_go_on(directory, config)}") from error
     for line in reward_fit.in_words(card):
         status.say(line)
 
 
-def _how_to_go_on(directory: Run) -> str:
-    place = directory.path
+def _how_to_go_on(directory: Run, config: RunConfig) -> str:
+    place, foreign = directory.path, "fit.length" if config.modality == "image" else "fit.ensemble"
+    *fields, last = (name for name in UNFITTED if name != foreign)
     return (
         f"what was judged is kept: 'diffalign align {place / 'config.yaml'} --resume --out {place}' fits to it again,"
-        f" by --set with another {', '.join(UNFITTED[:-1])} or {UNFITTED[-1]}; for other changes choose another --out"
+        f" by --set with another {', '.join(fields)} or {last}; for other changes choose another --out"
     )
 
 

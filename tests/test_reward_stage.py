@@ -39,10 +39,10 @@ def test_judgements_are_kept_where_the_fit_diverged_and_fitted_to_again(loop: Pa
     """With another learning rate the run ends with the bytes of one that had it from the start."""
     failed = diffalign("align", "loop.yaml", "--out", "run")
     assert failed.exit_code == 2, failed.output
-    advice = "'diffalign align run/config.yaml --resume --out run' fits to it again, by --set with another fit.ensemble"
+    advice = "'diffalign align run/config.yaml --resume --out run' fits to it again, by --set with another"
     assert (
         "error: overall: the loss is no number any more; give a lower learning_rate (1000 was given); what was judged"
-        f" is kept: {advice}"
+        f" is kept: {advice} fit.ensemble, fit.encoder, fit.epochs or fit.learning_rate; for other changes"
     ) in failed.stderr
     judged = (loop / "run" / "reward-preferences.parquet").stat().st_mtime_ns
 
