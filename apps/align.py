@@ -232,7 +232,8 @@ class Job:
             return
         with trainer.averaged():
             if due and not last:
-                self._measure(epoch, status)
+                with build.looking(self.policy, self.config):
+                    self._measure(epoch, status)
             if pairs is not None and (due or last):
                 right = pairs.accuracy(self.policy, trainer.objective, self.config.seed, self.crew)
                 if self.crew.first:
@@ -251,20 +252,21 @@ class Job:
 
     def evaluate(self, status: Status) -> Evaluation:
         """Before and after on held-out prompts; writes evaluation.json and samples/."""
-        outcome = evaluate(
-            self.policy,
-            self.held_out,
-            self.judges.main,
-            [*self.judges.others, *build.standing(self.policy)],
-            trained_on=self.judges.trained_on,
-            wanted=self.judges.wanted,
-            seeds_per_prompt=self.config.evaluation.seeds_per_prompt,
-            seed=self.config.seed,
-            features=build.features(self.config),
-            spreads=build.spreads(self.config),
-            on_progress=status,
-            processes=self.crew,
-        )
+        with build.looking(self.policy, self.config):
+            outcome = evaluate(
+                self.policy,
+                self.held_out,
+                self.judges.main,
+                [*self.judges.others, *build.standing(self.policy)],
+                trained_on=self.judges.trained_on,
+                wanted=self.judges.wanted,
+                seeds_per_prompt=self.config.evaluation.seeds_per_prompt,
+                seed=self.config.seed,
+                features=build.features(self.config),
+                spreads=build.spreads(self.config),
+                on_progress=status,
+                processes=self.crew,
+            )
         if self.crew.first:
             write_text(self.directory.path / "evaluation.json", outcome.dumps())
             samples.write_pairs(self.directory.path / "samples", outcome)

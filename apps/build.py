@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -118,11 +119,16 @@ def device(name: str) -> torch.device:
     return wanted
 
 
-def sampling(config: RunConfig) -> dict[str, Any]:
+def sampling(config: RunConfig, *, training: bool = False) -> dict[str, Any]:
     """How samples are made, as ``load_policy`` takes it: by the section for what the model makes."""
     if config.modality == "image":
-        return {"sampler": config.sampler}
+        return {"sampler": config.sampler if training else config.looked_at}
     return {"generation": config.generation}
+
+
+def looking(policy: DiffusionPolicy | LanguagePolicy, config: RunConfig) -> AbstractContextManager[None]:
+    """Inside it the policy of a run samples as it is to be measured."""
+    return policy.sampled_by(config.looked_at) if isinstance(policy, DiffusionPolicy) else nullcontext()
 
 
 def policy(config: RunConfig) -> DiffusionPolicy | LanguagePolicy:
@@ -133,7 +139,7 @@ def policy(config: RunConfig) -> DiffusionPolicy | LanguagePolicy:
         adapter=config.adapter,
         full=config.adapter is None,
         critic=config.credit.critic is not None,
-        **sampling(config),
+        **sampling(config, training=True),
         device=device(config.device),
         precision=config.precision,
         gradient_checkpointing=config.trainer.gradient_checkpointing,

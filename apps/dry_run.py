@@ -128,7 +128,8 @@ def calls(config: RunConfig, held_out: int, *, embedded: bool = False) -> int:
     sampled, measured, evaluated = generated(config, held_out)
     # The distance replays two batches of the evaluation, by the model and by its reference.
     compared = 2 * min(evaluated // 2, 2 * config.sampler.batch_size)
-    steps = (sampled + measured + evaluated + compared) * config.sampler.steps * passes(config, embedded=embedded)
+    looked = (measured + evaluated + compared) * config.looked_at.steps
+    steps = (sampled * config.sampler.steps + looked) * passes(config, embedded=embedded)
     learning = learning_calls(config, embedded=embedded)
     return int(steps + learning * config.trainer.epochs)
 

@@ -192,6 +192,17 @@ class EvaluationConfig(Section):
     seeds_per_prompt: int = Field(2, ge=1)
     every: int = Field(0, ge=0)
     """Epochs between held-out measurements during training; 0 measures before and after only."""
+    steps: Annotated[int, Field(ge=1, le=1000)] | None = None
+    """Denoising steps wherever the model is looked at and not trained: few will do to learn from (``sampler.steps``).
+    Null is as many as in training. Images only."""
+    eta: Annotated[float, Field(ge=0, le=1)] | None = None
+    """Noise of those steps; null is that of ``sampler.eta``."""
+
+    @model_serializer(mode="wrap")
+    def _without_what_is_not_there(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Files are those from before these fields were."""
+        fields: dict[str, Any] = handler(self)
+        return {name: value for name, value in fields.items() if value is not None}
 
 
 class RunConfig(Section):
@@ -244,6 +255,12 @@ class RunConfig(Section):
         fields: dict[str, Any] = handler(self)
         own = SAMPLED_BY[self.modality]
         return {name: value for name, value in fields.items() if name == own or name not in SAMPLED_BY.values()}
+
+    @property
+    def looked_at(self) -> SamplerConfig:
+        """How images are sampled to be measured and looked at: as in training, but for what ``evaluation`` says."""
+        own = {"steps": self.evaluation.steps, "eta": self.evaluation.eta}
+        return self.sampler.model_copy(update={name: value for name, value in own.items() if value is not None})
 
     @model_validator(mode="after")
     def _coherent(self) -> RunConfig:
@@ -309,6 +326,8 @@ class RunConfig(Section):
                 f"credit.rule {self.credit.rule} compares the samples of one prompt: set trainer.samples_per_prompt"
                 " to 2 or more"
             )
+        if fault := self._evaluation_fault():
+            raise ValueError(fault)
         if self.trainer.shard and (self.modality != "image" or self.adapter is None):
             raise ValueError(
                 "trainer.shard divides the frozen weights of a denoiser among processes, and "
@@ -324,6 +343,15 @@ class RunConfig(Section):
         if info.context != MADE and (unused := idle.fault(self)):
             raise ValueError(unused)
         return self
+
+    def _evaluation_fault(self) -> str:
+        """Why samples cannot be made as ``evaluation`` wants them; empty if they can."""
+        steps, eta, window = self.evaluation.steps, self.evaluation.eta, self.sampler.window
+        if self.modality != "image" and not steps == eta is None:
+            return f"evaluation.{'eta' if steps is None else 'steps'} is for images, and {self.model} makes texts"
+        if steps is not None and window is not None and window.start + window.steps > steps:
+            return f"sampler.window ends at step {window.start + window.steps}, and evaluation.steps is {steps}"
+        return ""
 
 
 def _divisors(total: int, near: int) -> str:

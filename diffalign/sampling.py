@@ -1,4 +1,4 @@
-"""How samples are made, in training and in evaluation alike; images and texts have a section each."""
+"""How samples are made: images and texts have a section each. Evaluation may take steps of its own."""
 
 from __future__ import annotations
 

@@ -276,6 +276,17 @@ class DiffusionPolicy:
         finally:
             self.schedule = schedule
 
+    @contextmanager
+    def sampled_by(self, sampler: SamplerConfig) -> Iterator[None]:
+        """Inside it samples are made by another sampler's steps and noise; its guidance and size must be the same."""
+        mine = self.sampler, self.schedule
+        if sampler != self.sampler:
+            self.sampler, self.schedule = sampler, self.family.schedule(sampler, self.device)
+        try:
+            yield
+        finally:
+            self.sampler, self.schedule = mine
+
     def _scheduled(self, window: WindowConfig | None) -> Schedule:
         return self.family.schedule(self.sampler.model_copy(update={"window": window}), self.device)
 

@@ -159,4 +159,4 @@ def _sampled(
 
 
 def _provenance(plan: Plan) -> dict[str, object]:
-    return {"sampler": plan.config.sampler.model_dump(mode="json")}
+    return {"sampler": plan.config.looked_at.model_dump(mode="json")}
