@@ -241,7 +241,8 @@ def _divided(policy: DiffusionPolicy | LanguagePolicy) -> str:
 
 
 def _weights(modules: Sequence[torch.nn.Module]) -> int:
-    return sum(p.numel() * p.element_size() for module in modules for p in module.parameters())
+    """Of parameters and of buffers: the table of places of Stable Diffusion 3.5 medium takes 0.9 GB in float32."""
+    return sum(t.nbytes for module in modules for t in (*module.parameters(), *module.buffers()))
 
 
 def _activations(

@@ -146,6 +146,9 @@ def test_the_plan_of_memory_is_made_up_of_its_parts(monkeypatch: pytest.MonkeyPa
     encoders = [pipeline.text_encoder, pipeline.text_encoder_2, pipeline.text_encoder_3]
     frozen = sum(p.numel() for p in policy.family.denoiser.parameters()) - trained
     weights = 2 * frozen + 4 * trained + 4 * sum(p.numel() for p in pipeline.vae.parameters())
+    places = pipeline.transformer.pos_embed.pos_embed  # a table of 16 x 16 places, which is no parameter
+    assert (places.numel(), places.element_size()) == (16 * 16 * 16, 2)
+    weights += 2 * 16 * 16 * 16
     texts = 2 * sum(p.numel() for encoder in encoders for p in encoder.parameters())
     found = dry_run.parts(policy, config)
     assert (found["weights"], found["text encoders"]) == (weights, texts)
