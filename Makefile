@@ -130,6 +130,10 @@ bench-time: $(INSTALLED) ## How soon each method is better, in images, denoiser 
 bench-profile: $(INSTALLED) ## Where an iteration spends its time, and what would make it cheaper
 	$(PY) -m benchmarks.profile $(ARGS)
 
+.PHONY: bench-sizes
+bench-sizes: $(INSTALLED) ## An iteration at the sizes that people use, with random weights: about half an hour
+	$(PY) -m benchmarks.sizes $(ARGS)
+
 .PHONY: bench-grpo
 bench-grpo: $(INSTALLED) ## Repeat the comparison with TRL's GRPO
 	$(PY) -m benchmarks.trl_grpo $(ARGS)

@@ -31,6 +31,10 @@ class Setup:
     max_grad_norm: float = 1.0
     clip_range: float = 1e-4
     advantage_clip: float = 5.0
+    pixels: int = 64
+    """Side of the images. TRL takes it from the model alone, so the model is made for it."""
+    matmul: int = 1024
+    """Side of the matrices whose product is the ceiling."""
 
     def calls(self, micro_batch: int) -> dict[str, int]:
         """The denoiser calls that one iteration takes, by kind and batch."""
@@ -41,6 +45,8 @@ class Setup:
 
 
 SETUP = Setup()
+SETUPS = {"tiny": SETUP, "sd15": Setup(images=4, steps=3, micro_batch=2, pixels=128, matmul=4096)}
+"""By the name of the model: the tiny one below, or one of ``sizes_models``. TRL's LoRA has rank 4, and no other."""
 
 
 def ensure_model(folder: Path) -> Path:

@@ -1,7 +1,8 @@
 """The three workers of the DDPO comparison: diffalign, TRL, and the bare denoiser.
 
-``python -m benchmarks.ddpo_sides SIDE MODEL_FOLDER THREADS`` answers each line ``{"micro_batch": n}`` on standard input
-with one line about one iteration on standard output. Each side is a process of its own, so that its memory is its own.
+``python -m benchmarks.ddpo_sides SIDE MODEL_FOLDER THREADS SIZE`` answers each line ``{"micro_batch": n}`` on standard
+input with one line about one iteration on standard output. Each side is a process of its own, so that its memory is its
+own.
 """
 
 from __future__ import annotations
@@ -14,10 +15,8 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from benchmarks.ddpo_setup import PROMPTS, SETUP, ensure_model
-from benchmarks.measuring import CallCounter, Numbers, Stopwatch, describe, peak_mb, serve
-
-MATMUL_SIZE = 1024
+from benchmarks.ddpo_setup import PROMPTS, SETUPS, Setup, ensure_model
+from benchmarks.measuring import CallCounter, Memory, Numbers, Stopwatch, describe, serve
 
 
 class Side(Protocol):
@@ -33,7 +32,7 @@ class Side(Protocol):
 class Diffalign:
     """Our side: the public pieces of the trainer over a diffusion policy."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, setup: Setup) -> None:
         from diffalign.config import AdapterConfig, CreditConfig, ObjectiveConfig, SamplerConfig, TrainerConfig
         from diffalign.experience import Rollouts
         from diffalign.trainer import Trainer
@@ -43,23 +42,23 @@ class Diffalign:
 
         policy = load_policy(
             str(folder),
-            adapter=AdapterConfig(rank=SETUP.rank, alpha=SETUP.rank),
+            adapter=AdapterConfig(rank=setup.rank, alpha=setup.rank),
             sampler=SamplerConfig(
-                steps=SETUP.steps, eta=SETUP.eta, guidance_scale=SETUP.guidance_scale, batch_size=SETUP.images
+                steps=setup.steps, eta=setup.eta, guidance_scale=setup.guidance_scale, batch_size=setup.images
             ),
         )
         settings = TrainerConfig(
-            samples_per_epoch=SETUP.images, batch_size=SETUP.images, micro_batch_size=SETUP.micro_batch,
-            learning_rate=SETUP.learning_rate, weight_decay=SETUP.weight_decay, max_grad_norm=SETUP.max_grad_norm,
+            samples_per_epoch=setup.images, batch_size=setup.images, micro_batch_size=setup.micro_batch,
+            learning_rate=setup.learning_rate, weight_decay=setup.weight_decay, max_grad_norm=setup.max_grad_norm,
         )  # fmt: skip
-        self.denoiser = policy.family.denoiser
+        self.setup, self.denoiser = setup, policy.family.denoiser
         self.source = Rollouts(Compressibility(), [Prompt(text) for text in PROMPTS])
         self.trainer = Trainer(
             policy,
             self.source,
             settings=settings,
-            objective=ObjectiveConfig(clip_range=SETUP.clip_range),
-            credit=CreditConfig(rule="batch", clip=SETUP.advantage_clip),
+            objective=ObjectiveConfig(clip_range=setup.clip_range),
+            credit=CreditConfig(rule="batch", clip=setup.advantage_clip),
         )
 
     def iteration(self, micro_batch: int, watch: Stopwatch) -> Numbers:
@@ -81,7 +80,7 @@ class Diffalign:
 class Trl:
     """The other side: TRL's DDPOTrainer. Its iteration is one ``step``; what is not rollout or reward is update."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, setup: Setup) -> None:
         from accelerate import PartialState
 
         PartialState(cpu=True)  # TRL's pipeline logs before its trainer makes one
@@ -93,14 +92,14 @@ class Trl:
 
         from rewards.jpeg import Compressibility
 
-        self.reward, self.count, self.last = Compressibility(), 0, torch.zeros(0)
+        self.setup, self.reward, self.count, self.last = setup, Compressibility(), 0, torch.zeros(0)
         config = DDPOConfig(
-            sample_num_steps=SETUP.steps, sample_eta=SETUP.eta, sample_guidance_scale=SETUP.guidance_scale,
-            sample_batch_size=SETUP.images, sample_num_batches_per_epoch=1, train_batch_size=SETUP.micro_batch,
-            train_gradient_accumulation_steps=SETUP.images // SETUP.micro_batch, train_num_inner_epochs=1,
-            train_timestep_fraction=1.0, train_cfg=True, train_learning_rate=SETUP.learning_rate,
-            train_adam_weight_decay=SETUP.weight_decay, train_max_grad_norm=SETUP.max_grad_norm,
-            train_clip_range=SETUP.clip_range, train_adv_clip_max=SETUP.advantage_clip,
+            sample_num_steps=setup.steps, sample_eta=setup.eta, sample_guidance_scale=setup.guidance_scale,
+            sample_batch_size=setup.images, sample_num_batches_per_epoch=1, train_batch_size=setup.micro_batch,
+            train_gradient_accumulation_steps=setup.images // setup.micro_batch, train_num_inner_epochs=1,
+            train_timestep_fraction=1.0, train_cfg=True, train_learning_rate=setup.learning_rate,
+            train_adam_weight_decay=setup.weight_decay, train_max_grad_norm=setup.max_grad_norm,
+            train_clip_range=setup.clip_range, train_adv_clip_max=setup.advantage_clip,
             per_prompt_stat_tracking=False, mixed_precision="no", accelerator_kwargs={"cpu": True},
         )  # fmt: skip
         pipeline = DefaultDDPOStableDiffusionPipeline(str(folder), use_lora=True)
@@ -122,10 +121,10 @@ class Trl:
 
     def iteration(self, micro_batch: int, watch: Stopwatch) -> Numbers:
         """See Side."""
-        trainer, accumulated = self.trainer, SETUP.images // micro_batch
+        trainer, accumulated = self.trainer, self.setup.images // micro_batch
         trainer.config.train_batch_size = micro_batch
         trainer.config.train_gradient_accumulation_steps = accumulated
-        trainer.accelerator.gradient_accumulation_steps = accumulated * SETUP.steps
+        trainer.accelerator.gradient_accumulation_steps = accumulated * self.setup.steps
         trainer.accelerator.step = 0  # it counts on across iterations, and another micro-batch would update halfway
         generate, score = type(trainer)._generate_samples, type(trainer).compute_rewards
         inner = Stopwatch()
@@ -151,15 +150,16 @@ class Trl:
 class Bare:
     """The least that any implementation must do: the same denoiser calls on random numbers, and nothing else."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, setup: Setup) -> None:
         from diffalign.config import AdapterConfig
         from pipelines.loading import load_policy
 
-        policy = load_policy(str(folder), adapter=AdapterConfig(rank=SETUP.rank, alpha=SETUP.rank))
-        self.denoiser = policy.family.denoiser
+        policy = load_policy(str(folder), adapter=AdapterConfig(rank=setup.rank, alpha=setup.rank))
+        self.setup, self.denoiser = setup, policy.family.denoiser
+        policy.family.resize(setup.pixels)
         self.shape = policy.family.latent_shape
         self.text_shape = policy.family.encode_text(PROMPTS[:1]).tokens.shape[1:]
-        self.square = torch.randn(MATMUL_SIZE, MATMUL_SIZE)
+        self.square = torch.randn(setup.matmul, setup.matmul)
 
     def prepared(self, batch: int) -> Callable[[], Tensor]:
         """A call of the denoiser that can be repeated."""
@@ -174,19 +174,19 @@ class Bare:
 
     def iteration(self, micro_batch: int, watch: Stopwatch) -> Numbers:
         """See Side."""
-        forward, both = self.prepared(2 * SETUP.images), self.prepared(2 * micro_batch)
+        forward, both = self.prepared(2 * self.setup.images), self.prepared(2 * micro_batch)
         gradient = torch.randn(2 * micro_batch, *self.shape)
         with watch("rollout"), torch.no_grad():
-            for _ in range(SETUP.steps):
+            for _ in range(self.setup.steps):
                 forward()
         with watch("update"):
-            for _ in range(SETUP.images * SETUP.steps // micro_batch):
+            for _ in range(self.setup.images * self.setup.steps // micro_batch):
                 both().backward(gradient)
-        products, ceiling = 8, Stopwatch()
+        products, ceiling = max(2, 8 * 1024**3 // self.setup.matmul**3), Stopwatch()
         with ceiling("matmul"):
             for _ in range(products):
                 self.square @ self.square
-        flops = products * 2 * MATMUL_SIZE**3
+        flops = products * 2 * self.setup.matmul**3
         return {"matmul_gflops": {clock: flops / value / 1e9 for clock, value in ceiling.parts["matmul"].items()}}
 
     def gflop(self, micro_batch: int) -> dict[str, float]:
@@ -194,12 +194,12 @@ class Bare:
         from torch.utils.flop_counter import FlopCounterMode
 
         with FlopCounterMode(display=False) as sampling, torch.no_grad():
-            self.prepared(2 * SETUP.images)()
+            self.prepared(2 * self.setup.images)()
         with FlopCounterMode(display=False) as training:
             self.prepared(2 * micro_batch)().sum().backward()
-        calls = SETUP.images * SETUP.steps // micro_batch
+        calls = self.setup.images * self.setup.steps // micro_batch
         return {
-            "rollout": SETUP.steps * sampling.get_total_flops() / 1e9,
+            "rollout": self.setup.steps * sampling.get_total_flops() / 1e9,
             "update": calls * training.get_total_flops() / 1e9,
         }
 
@@ -209,23 +209,26 @@ def _reward(scores: Tensor) -> Numbers:
     return {"reward_mean": float(scores.mean()), "reward_std": float(scores.std())}
 
 
-def build(name: str, folder: Path) -> tuple[Numbers, Callable[[Numbers], Numbers]]:
-    """A side: what it is, and its answer to a request."""
-    ensure_model(folder)
-    sides: dict[str, Callable[[Path], Side]] = {"diffalign": Diffalign, "trl": Trl, "bare": Bare}
-    side = sides[name](folder)
+def build(name: str, folder: Path, size: str) -> tuple[Numbers, Callable[[Numbers], Numbers]]:
+    """A side: what it is, and its answer to a request. A model of a real size must be in the folder already."""
+    setup = SETUPS[size]
+    if size == "tiny":
+        ensure_model(folder)
+    sides: dict[str, Callable[[Path, Setup], Side]] = {"diffalign": Diffalign, "trl": Trl, "bare": Bare}
+    side = sides[name](folder, setup)
     ready = describe(side.denoiser)
     if isinstance(side, Bare):
-        ready["gflop"] = side.gflop(SETUP.micro_batch)
-    counter = CallCounter(side.denoiser)
+        ready["gflop"] = side.gflop(setup.micro_batch)
+    counter, memory = CallCounter(side.denoiser), Memory(torch.device("cpu"))
 
     def answer(request: Numbers) -> Numbers:
         watch = Stopwatch()
+        memory.forget()
         said = side.iteration(request["micro_batch"], watch)
-        return {"parts": watch.parts, "calls": counter.take(), "peak_mb": peak_mb(), **said}
+        return {"parts": watch.parts, "calls": counter.take(), "peak_mb": memory.peak() / 1e6, **said}
 
     return ready, answer
 
 
 if __name__ == "__main__":
-    serve(int(sys.argv[3]), lambda: build(sys.argv[1], Path(sys.argv[2])))
+    serve(int(sys.argv[3]), lambda: build(sys.argv[1], Path(sys.argv[2]), sys.argv[4]))

@@ -1,4 +1,4 @@
-"""What every comparison with TRL needs outside of its sides: TRL's environment, worker processes, the machine."""
+"""What every comparison needs outside of its sides: worker processes, the machine, and TRL's environment."""
 
 from __future__ import annotations
 
@@ -30,10 +30,19 @@ class WorkerError(Exception):
 class Worker:
     """One side in its own process: a JSON line in, a JSON line out."""
 
-    def __init__(self, name: str, python: str, command: Sequence[str], threads: int) -> None:
-        """``command`` is what follows ``python -m``; what the process says lies in ``NAME.log`` beside TRL."""
-        quiet = {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "OMP_NUM_THREADS": str(threads)}
-        self.name, self.log = name, ENVIRONMENT / f"{name}.log"
+    def __init__(
+        self, name: str, python: str, command: Sequence[str], threads: int, folder: Path = ENVIRONMENT
+    ) -> None:
+        """``command`` is what follows ``python -m``; what the process says lies in ``NAME.log`` in the folder.
+
+        Threads that wait for others sleep: where they spin, they take the processor from those that they wait for as
+        soon as there is other work on the machine.
+        """
+        quiet = {
+            "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "OMP_NUM_THREADS": str(threads),
+            "OMP_WAIT_POLICY": "PASSIVE",
+        }  # fmt: skip
+        self.name, self.log = name, folder / f"{name}.log"
         with self.log.open("w") as errors:
             self.process = subprocess.Popen(
                 [python, "-m", *command], cwd=ROOT, env=os.environ | quiet, text=True, bufsize=1, stdin=subprocess.PIPE,

@@ -1,7 +1,10 @@
-"""What the workers of a comparison share: stopwatch, counter of denoiser calls, versions, and the loop of answers."""
+"""What the workers of a comparison share: stopwatch, memory, counter of denoiser calls, versions, and the loop of
+answers.
+"""
 
 from __future__ import annotations
 
+import ctypes
 import importlib.metadata
 import json
 import os
@@ -11,8 +14,10 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 from torch import Tensor, nn
 
@@ -73,6 +78,57 @@ def peak_mb() -> float:
     """Largest resident size of this process so far, in units of 1e6 bytes."""
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6
+
+
+LIBC = ctypes.CDLL(None)
+
+
+class _Mallinfo(ctypes.Structure):
+    """What glibc says of its allocator: ``uordblks`` and ``hblkhd`` are the bytes in use, in its heaps and beside."""
+
+    _fields_ = [
+        (name, ctypes.c_size_t)
+        for name in (
+            "arena", "ordblks", "smblks", "hblks", "hblkhd", "usmblks", "fsmblks", "uordblks", "fordblks", "keepcost"
+        )
+    ]  # fmt: skip
+
+
+class Memory:
+    """What this process has of the device's memory, in bytes: on a CPU all that is resident, libraries too."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+
+    def now(self) -> int:
+        """At this moment."""
+        if self.device.type == "cuda":
+            return int(torch.cuda.memory_allocated(self.device))
+        return int(psutil.Process().memory_info().rss)
+
+    def live(self) -> int:
+        """What is in use at this moment, without what the allocator keeps of what was freed, where it can tell."""
+        if self.device.type == "cuda" or not hasattr(LIBC, "mallinfo2"):
+            return self.now()
+        LIBC.mallinfo2.restype = _Mallinfo
+        told = LIBC.mallinfo2()
+        return int(told.uordblks + told.hblkhd)
+
+    def forget(self) -> None:
+        """Begins a new peak. Of resident memory that is possible on Linux only: elsewhere a peak is since the start."""
+        if self.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self.device)
+        elif sys.platform == "linux":
+            Path("/proc/self/clear_refs").write_text("5")
+
+    def peak(self) -> int:
+        """The most since ``forget``."""
+        if self.device.type == "cuda":
+            return int(torch.cuda.max_memory_allocated(self.device))
+        if sys.platform != "linux":
+            return int(peak_mb() * 1e6)
+        status = Path("/proc/self/status").read_text().splitlines()
+        return next(int(line.split()[1]) * 1024 for line in status if line.startswith("VmHWM:"))
 
 
 def versions() -> dict[str, str]:

@@ -7,6 +7,7 @@ from statistics import median
 from typing import Any
 
 from benchmarks.markdown import grid, paragraph, where
+from benchmarks.sizes_models import MODELS
 
 NAMES = {"trl": "TRL", "diffalign": "diffalign", "bare": "bare denoiser"}
 PARTS = ("rollout", "reward", "update", "iteration")
@@ -61,7 +62,27 @@ def table(results: Results) -> list[str]:
 def page(results: Results) -> str:
     """The page in Markdown."""
     parts = [_head(results), _equal(results), _best(results), _evidence(results), _where(results), _conditions(results)]
+    parts += [_sized(size, found) for size, found in results.get("sizes", {}).items()]
     return "\n\n".join(parts) + "\n"
+
+
+def _sized(size: str, results: Results) -> str:
+    """The same at a real size: a section of its own, whose parts stand a level lower."""
+    setup, ready = results["setup"], results["ready"]["diffalign"]
+    parts = [
+        f"## At the size of {MODELS[size].title}",
+        paragraph(
+            f"Written by `python -m benchmarks.trl_ddpo --size {size} --iterations {len(results['equal']['bare'])}"
+            f" --threads {results['machine']['threads']}` on {results['date']}. The real configuration of U-Net, text"
+            f" encoder and autoencoder with random weights: a U-Net of {ready['parameters'] / 1e6:.0f} M parameters, of"
+            f" which {ready['trainable']} in a LoRA of rank {setup['rank']}, the only one that TRL has. One iteration"
+            f" samples {setup['images']} images of {setup['pixels']}×{setup['pixels']} pixels in {setup['steps']} steps"
+            f" with guidance {setup['guidance_scale']:g}, scores their JPEG size, and makes one AdamW update. The best"
+            " micro-batch was not looked for."
+        ),
+        *(part(results).replace("## ", "### ", 1) for part in (_equal, _evidence, _where, _conditions)),
+    ]
+    return "\n\n".join(parts)
 
 
 def _clock_name(clock: str) -> str:
@@ -178,10 +199,10 @@ def _where(results: Results) -> str:
             for side in ("trl", "diffalign")
         )
         rows.append([part, f"{seconds(sides['bare'], part, clock):.3f} s", *(f"{value:+.3f} s" for value in added)])
-    gflop = results["ready"]["bare"]["gflop"]
+    gflop, size = results["ready"]["bare"]["gflop"], results["setup"].get("matmul", 1024)
     text = (
         f"The denoiser's arithmetic is {gflop['rollout']:.0f} GFLOP a rollout and {gflop['update']:.0f} GFLOP"
-        " an update, as torch counts it; a 1024×1024 float32 matrix product ran at"
+        f" an update, as torch counts it; a {size}×{size} float32 matrix product ran at"
         f" {_ceiling(results):.0f} GFLOP/s in the same run. What is added to a rollout is the"
         " text encoder, the decoder of the images, noise and log-densities; to an"
         " update, gathering rows, the loss and the optimiser. A negative number is the noise of the measurement."

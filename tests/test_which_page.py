@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,35 +12,17 @@ import torch
 from diffusers import FluxTransformer2DModel, SD3Transformer2DModel, UNet2DConditionModel, ZImageTransformer2DModel
 from peft import LoraConfig
 
+from benchmarks import sizes_models
 from pipelines.families import FAMILIES
 
 PAGE = Path(__file__).parent.parent / "docs" / "which.md"
-CROSS = ("CrossAttnDownBlock2D", "CrossAttnUpBlock2D")
-MODELS: dict[str, tuple[str, Any, dict[str, Any]]] = {
-    "Stable Diffusion 1.5": ("StableDiffusionPipeline", UNet2DConditionModel, {"cross_attention_dim": 768}),
-    "SDXL": (
-        "StableDiffusionXLPipeline",
-        UNet2DConditionModel,
-        {
-            "cross_attention_dim": 2048, "block_out_channels": (320, 640, 1280), "attention_head_dim": (5, 10, 20),
-            "down_block_types": ("DownBlock2D", CROSS[0], CROSS[0]), "transformer_layers_per_block": (1, 2, 10),
-            "up_block_types": (CROSS[1], CROSS[1], "UpBlock2D"), "use_linear_projection": True,
-            "addition_embed_type": "text_time", "addition_time_embed_dim": 256,
-            "projection_class_embeddings_input_dim": 2816,
-        },
-    ),
-    "Stable Diffusion 3.5 medium": (
-        "StableDiffusion3Pipeline",
-        SD3Transformer2DModel,
-        {
-            "num_layers": 24, "attention_head_dim": 64, "num_attention_heads": 24, "joint_attention_dim": 4096,
-            "caption_projection_dim": 1536, "pooled_projection_dim": 2048, "pos_embed_max_size": 384,
-            "dual_attention_layers": tuple(range(13)), "qk_norm": "rms_norm",
-        },
-    ),
+MODELS: dict[str, tuple[str, Any, Mapping[str, Any]]] = {
+    "Stable Diffusion 1.5": ("StableDiffusionPipeline", UNet2DConditionModel, sizes_models.SD15),
+    "SDXL": ("StableDiffusionXLPipeline", UNet2DConditionModel, sizes_models.SDXL),
+    "Stable Diffusion 3.5 medium": ("StableDiffusion3Pipeline", SD3Transformer2DModel, sizes_models.SD35_MEDIUM),
     "Z-Image": ("ZImagePipeline", ZImageTransformer2DModel, {}),
-    "FLUX.1-dev": ("FluxPipeline", FluxTransformer2DModel, {"guidance_embeds": True}),
-}  # fmt: skip
+    "FLUX.1-dev": ("FluxPipeline", FluxTransformer2DModel, sizes_models.FLUX),
+}
 
 
 @pytest.mark.slow
