@@ -45,7 +45,7 @@ class Setup:
 
 
 SETUP = Setup()
-SETUPS = {"tiny": SETUP, "sd15": Setup(images=4, steps=3, micro_batch=2, pixels=128, matmul=4096)}
+SETUPS = {"tiny": SETUP, "sd15": Setup(images=4, steps=2, micro_batch=2, pixels=128, matmul=4096)}
 """By the name of the model: the tiny one below, or one of ``sizes_models``. TRL's LoRA has rank 4, and no other."""
 
 

@@ -19,6 +19,10 @@ import psutil
 ROOT = Path(__file__).resolve().parents[1]
 ENVIRONMENT = ROOT / "build" / "bench-trl"
 TRL = "trl==0.23.1"
+KEEP_FREED = {
+    "MALLOC_TRIM_THRESHOLD_": "8000000000", "MALLOC_MMAP_THRESHOLD_": "4000000000", "MALLOC_TOP_PAD_": "500000000"
+}  # fmt: skip
+"""What glibc reads when a process starts."""
 
 Answer = dict[str, Any]
 
@@ -31,9 +35,12 @@ class Worker:
     """One side in its own process: a JSON line in, a JSON line out."""
 
     def __init__(
-        self, name: str, python: str, command: Sequence[str], threads: int, folder: Path = ENVIRONMENT
-    ) -> None:
+        self, name: str, python: str, command: Sequence[str], threads: int, folder: Path = ENVIRONMENT, *,
+        keep_freed: bool = False,
+    ) -> None:  # fmt: skip
         """``command`` is what follows ``python -m``; what the process says lies in ``NAME.log`` in the folder.
+
+        ``keep_freed`` lets the C library keep what is freed, in place of giving it back and asking for it anew.
 
         Threads that wait for others sleep: where they spin, they take the processor from those that they wait for as
         soon as there is other work on the machine.
@@ -41,7 +48,7 @@ class Worker:
         quiet = {
             "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "OMP_NUM_THREADS": str(threads),
             "OMP_WAIT_POLICY": "PASSIVE",
-        }  # fmt: skip
+        } | (KEEP_FREED if keep_freed else {})  # fmt: skip
         self.name, self.log = name, folder / f"{name}.log"
         with self.log.open("w") as errors:
             self.process = subprocess.Popen(

@@ -17,15 +17,22 @@ def seconds(found: Found, part: str, clock: str = "wall") -> float:
     return float(median(sum(answer["parts"][one][clock] for one in parts) for answer in found["timed"]))
 
 
+def clock(found: Found) -> str:
+    """``cpu`` where others had the processor: then even a matrix product had less of it than its threads could use."""
+    threads = found["machine"]["threads"]
+    used = median(answer["matmul"]["wall"] / answer["matmul"]["cpu"] for answer in found["timed"])
+    return "cpu" if not found["ready"]["accelerator"] and used < 0.9 * threads else "wall"
+
+
 def ceiling(found: Found) -> float:
-    """Floating-point operations a second of the matrix product: median of what was measured between iterations."""
-    return float(median(answer["matmul"] for answer in found["timed"]))
+    """Floating-point operations of the matrix product in a second of that clock: median over the timed iterations."""
+    return float(median(answer["matmul"][clock(found)] for answer in found["timed"]))
 
 
 def share(found: Found, part: str) -> float:
     """What a part achieved of the ceiling, each iteration against the product that followed it."""
-    flop = found["counted"]["flop"][part]
-    return float(median(flop / answer["parts"][part]["wall"] / answer["matmul"] for answer in found["timed"]))
+    flop, told = found["counted"]["flop"][part], clock(found)
+    return float(median(flop / answer["parts"][part][told] / answer["matmul"][told] for answer in found["timed"]))
 
 
 def memory(found: Found) -> dict[str, float]:
@@ -59,7 +66,9 @@ def page(results: Sequence[Found]) -> str:
             " attention from every step that has noise. Medians in wall seconds. *Of ceiling* is what torch's"
             " `FlopCounterMode` counts of all operations of that part (decoding and what checkpointing makes again are"
             " among them), divided by its seconds and by what a large matrix product reached in the same"
-            " precision right after the iteration, in the same process."
+            " precision right after the iteration, in the same process. Where others had the processor (see the"
+            " conditions) both are by processor seconds, which are given in parentheses; the ceiling is then that of"
+            " one processor."
         ),
         grid(
             ["", "denoiser", "LoRA", "pixels", "images × steps", "rollout", "update", "images/s", "TFLOP", "of ceiling,"
@@ -100,11 +109,16 @@ def _time(found: Found) -> list[str]:
     flop = found["counted"]["flop"]
     return [
         name(found), f"{(ready['parameters'] - ready['trainable']) / 1e6:.0f} M", f"{ready['trainable'] / 1e6:.1f} M",
-        str(settings["pixels"]), f"{settings['images']} × {settings['steps']}", f"{seconds(found, 'rollout'):.1f} s",
-        f"{seconds(found, 'update'):.1f} s", f"{settings['images'] / seconds(found, 'iteration'):.3g}",
+        str(settings["pixels"]), f"{settings['images']} × {settings['steps']}", _seconds(found, "rollout"),
+        _seconds(found, "update"), f"{settings['images'] / seconds(found, 'iteration'):.3g}",
         f"{flop['rollout'] / 1e12:.1f} + {flop['update'] / 1e12:.1f}",
         f"{share(found, 'rollout'):.0%}", f"{share(found, 'update'):.0%}", f"{ceiling(found) / 1e9:.0f} GFLOP/s",
     ]  # fmt: skip
+
+
+def _seconds(found: Found, part: str) -> str:
+    spent = f" ({seconds(found, part, 'cpu'):.1f})" if clock(found) == "cpu" else ""
+    return f"{seconds(found, part):.1f} s{spent}"
 
 
 def _memory(found: Found) -> list[str]:

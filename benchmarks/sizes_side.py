@@ -123,20 +123,20 @@ class Side:
         found |= {"updates": trainer.updates, "grad_norm": made.get("policy/grad_norm", 0.0)}
         return found | ({"flop": operations} if count else {"matmul": self.ceiling()})
 
-    def ceiling(self, least_s: float = 1.0) -> float:
-        """Floating-point operations a second of a large matrix product, in the precision that the denoiser computes
-        in.
+    def ceiling(self, least_s: float = 1.0) -> dict[str, float]:
+        """Floating-point operations of a large matrix product, in the precision that the denoiser computes in, for each
+        second on the wall and of the processor.
         """
-        size = self.settings.matmul
+        size, watch, products = self.settings.matmul, Stopwatch(), 0
         one, other = torch.randn(2, size, size, device=self.device).to(DTYPES[self.settings.precision])
         one @ other
         self._wait()
-        started, products = time.perf_counter(), 0
-        while products < 3 or time.perf_counter() - started < least_s:
-            one @ other
-            self._wait()
+        while products < 3 or watch.parts["matmul"]["wall"] < least_s:
+            with watch("matmul"):
+                one @ other
+                self._wait()
             products += 1
-        return products * 2 * size**3 / (time.perf_counter() - started)
+        return {clock: products * 2 * size**3 / seconds for clock, seconds in watch.parts["matmul"].items()}
 
     def estimate(self) -> Numbers:
         """What ``--dry-run`` says, by its own function, in units of 1e6 bytes."""

@@ -29,7 +29,7 @@ MICRO_BATCHES = (8, 32, 64, 160)
 
 
 @contextmanager
-def workers(size: str, threads: int) -> Iterator[dict[str, Worker]]:
+def workers(size: str, threads: int, keep_freed: bool) -> Iterator[dict[str, Worker]]:
     """All sides, loaded and waiting."""
     pythons, folder = {"trl": str(prepare_environment())}, ENVIRONMENT / "model"
     with ExitStack() as stack:
@@ -39,7 +39,7 @@ def workers(size: str, threads: int) -> Iterator[dict[str, Worker]]:
         for side in SIDES:
             print(f"loading {side}", flush=True)
             command = ["benchmarks.ddpo_sides", side, str(folder), str(threads), size]
-            worker = Worker(side, pythons.get(side, sys.executable), command, threads)
+            worker = Worker(side, pythons.get(side, sys.executable), command, threads, keep_freed=keep_freed)
             stack.callback(worker.close)
             running[side] = worker
         yield running
@@ -103,15 +103,18 @@ def check_same_work(setup: Setup, warm: dict[str, list[Answer]], equal: dict[str
         )
 
 
-def measure(size: str, iterations: int, threads: int, save: Callable[[dict[str, object]], None]) -> None:
+def measure(
+    size: str, iterations: int, threads: int, keep_freed: bool, save: Callable[[dict[str, object]], None]
+) -> None:
     """Everything that a table is made from; saved when the same work is done, and again at the end."""
     setup = SETUPS[size]
     results: dict[str, object] = {
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
         "machine": machine(threads),
         "setup": asdict(setup),
+        "keep_freed": keep_freed,
     }
-    with workers(size, threads) as running:
+    with workers(size, threads, keep_freed) as running:
         warm = rounds(running, dict.fromkeys(SIDES, setup.micro_batch), 1)
         equal = rounds(running, dict.fromkeys(SIDES, setup.micro_batch), iterations)
         check_same_work(setup, warm, equal)
@@ -128,26 +131,31 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--size", choices=list(SETUPS), default="tiny", help="the model (default: tiny)")
     parser.add_argument("--iterations", type=int, default=5, help="measured iterations of each side")
     parser.add_argument("--threads", type=int, default=1, help="threads of each side")
+    parser.add_argument("--keep-freed", action="store_true", help="glibc keeps what is freed (with --size)")
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results" / "trl_ddpo.json")
     parser.add_argument("--page", type=Path, default=Path(__file__).with_suffix(".md"))
     parser.add_argument("--page-only", action="store_true", help="write the page anew from the results in --out")
     options = parser.parse_args(arguments)
+    if options.keep_freed and options.size == "tiny":
+        parser.error("--keep-freed is for a real size: say which by --size")
     recorded = json.loads(options.out.read_text()) if options.out.is_file() else {}
     if not recorded and (options.page_only or options.size != "tiny"):
         parser.error(f"{options.out} has no results yet: measure the tiny model first, without --size and --page-only")
+
+    entry = options.size + ("-kept" if options.keep_freed else "")
 
     def save(results: dict[str, object]) -> None:
         if options.size == "tiny":
             recorded.update(results)
         else:
-            recorded.setdefault("sizes", {})[options.size] = results
+            recorded.setdefault("sizes", {})[entry] = results
         options.out.parent.mkdir(parents=True, exist_ok=True)
         options.out.write_text(json.dumps(recorded, indent=1) + "\n")
 
     if not options.page_only:
-        measure(options.size, options.iterations, options.threads, save)
+        measure(options.size, options.iterations, options.threads, options.keep_freed, save)
     options.page.write_text(trl_ddpo_page.page(recorded))
-    print("\n".join(trl_ddpo_page.table(recorded if options.size == "tiny" else recorded["sizes"][options.size])))
+    print("\n".join(trl_ddpo_page.table(recorded if options.size == "tiny" else recorded["sizes"][entry])))
 
 
 if __name__ == "__main__":

@@ -11,6 +11,11 @@ from benchmarks.sizes_models import MODELS
 
 NAMES = {"trl": "TRL", "diffalign": "diffalign", "bare": "bare denoiser"}
 PARTS = ("rollout", "reward", "update", "iteration")
+KEPT = (
+    " All sides run with an allocator that keeps what is freed (`MALLOC_TRIM_THRESHOLD_` and its kin). By itself glibc"
+    " gives freed memory back and asks for it anew in every pass, unless loading has left holes to be filled again,"
+    " which depends on how a side loads its weights."
+)
 BUSY = 1.1
 """Wall time above this multiple of processor time: something else had the processor."""
 
@@ -69,16 +74,18 @@ def page(results: Results) -> str:
 def _sized(size: str, results: Results) -> str:
     """The same at a real size: a section of its own, whose parts stand a level lower."""
     setup, ready = results["setup"], results["ready"]["diffalign"]
+    kept = results.get("keep_freed", False)
     parts = [
-        f"## At the size of {MODELS[size].title}",
+        f"## At the size of {MODELS[size.removesuffix('-kept')].title}" + (", freed memory kept" if kept else ""),
         paragraph(
-            f"Written by `python -m benchmarks.trl_ddpo --size {size} --iterations {len(results['equal']['bare'])}"
+            f"Written by `python -m benchmarks.trl_ddpo --size {size.removesuffix('-kept')}"
+            f"{' --keep-freed' if kept else ''} --iterations {len(results['equal']['bare'])}"
             f" --threads {results['machine']['threads']}` on {results['date']}. The real configuration of U-Net, text"
             f" encoder and autoencoder with random weights: a U-Net of {ready['parameters'] / 1e6:.0f} M parameters, of"
             f" which {ready['trainable']} in a LoRA of rank {setup['rank']}, the only one that TRL has. One iteration"
             f" samples {setup['images']} images of {setup['pixels']}×{setup['pixels']} pixels in {setup['steps']} steps"
             f" with guidance {setup['guidance_scale']:g}, scores their JPEG size, and makes one AdamW update. The best"
-            " micro-batch was not looked for."
+            " micro-batch was not looked for." + (KEPT if kept else "")
         ),
         *(part(results).replace("## ", "### ", 1) for part in (_equal, _evidence, _where, _conditions)),
     ]

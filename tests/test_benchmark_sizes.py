@@ -133,17 +133,28 @@ def test_other_work_than_was_asked_for_is_refused(measured: dict[str, Any], fiel
 
 
 def test_the_page_divides_by_what_a_product_reached_beside_it(measured: dict[str, Any]) -> None:
-    """8e9 operations in 2 s beside products at 8e9/s are 50 %, in 4 s beside products at 4e9/s as well."""
+    """8e9 operations in 2 s beside products at 8e9/s are 50 %, in 4 s beside products at 4e9/s as well.
+
+    With two threads that have half of the processors each, products take 1 processor second a second, where they
+    could take 2: others were there. 8e9 operations in 1 processor second, beside 16e9 in one, are 50 % again.
+    """
     parts = {name: {"wall": 2.0, "cpu": 1.0} for name in ("rollout", "reward", "update")}
     slow = {name: {"wall": 4.0, "cpu": 1.0} for name in parts}
     timed = [
-        {"parts": each, "matmul": product, "live_mb": 850.0, "load_average": 1.0, "peak_mb": dict.fromkeys(each, peak)}
+        {
+            "parts": each,
+            "matmul": {"wall": product, "cpu": 16e9},
+            "live_mb": 850.0,
+            "load_average": 1.0,
+            "peak_mb": dict.fromkeys(each, peak),
+        }
         for each, product, peak in ((parts, 8e9, 1000.0), (slow, 4e9, 1100.0))
     ]
     counted = {"flop": {"rollout": 8e9, "reward": 0, "update": 16e9}}
+    alone = [each | {"matmul": {"wall": each["matmul"]["wall"], "cpu": each["matmul"]["wall"]}} for each in timed]
     ready = measured["ready"] | {"start_mb": 100.0, "start_live_mb": 50.0, "loading_peak_mb": 600.0}
     found = measured | {
-        "timed": timed,
+        "timed": alone,
         "counted": counted,
         "ready": ready,
         "estimate_mb": {"weights": 700, "rest": 100},
@@ -156,6 +167,10 @@ def test_the_page_divides_by_what_a_product_reached_beside_it(measured: dict[str
     page = sizes_page.page([found])
     assert "| Tiny, fp32 | 0.80 | 0.80 | 1.00 | 1.00 | 1.25 | 1.00 | 0.50 |" in page
     assert "| 2 × 3 | 3.0 s | 3.0 s | 0.222 | 0.0 + 0.0 | 50% | 100% | 6 GFLOP/s |" in page
+    busy = found | {"timed": timed, "machine": measured["machine"] | {"threads": 2}}
+    assert (sizes_page.clock(found), sizes_page.clock(busy)) == ("wall", "cpu")
+    assert sizes_page.share(busy, "rollout") == 0.5
+    assert "| 3.0 s (1.0) | 3.0 s (1.0) | 0.222 | 0.0 + 0.0 | 50% | 100% | 16 GFLOP/s |" in sizes_page.page([busy])
 
 
 def test_a_later_measurement_takes_the_place_of_its_like_alone(measured: dict[str, Any]) -> None:
