@@ -16,7 +16,7 @@ from transformers.utils import logging as transformers_logging
 from diffalign.config import AdapterConfig, GenerationConfig, SamplerConfig
 from diffalign.errors import ConfigError, InputError, NotFoundError
 from diffalign.types import Modality
-from pipelines.diffusion import DiffusionPolicy
+from pipelines.diffusion import DTYPES, DiffusionPolicy
 from pipelines.families import FAMILIES, Family
 from pipelines.language import LanguagePolicy
 from pipelines.naming import EMBEDDED, embedded_models, locate, modality_of
@@ -35,8 +35,10 @@ __all__ = [
 ]
 
 
-def load_family(model: str) -> Family:
-    """The pipeline of a model in float32, behind the interface of its family."""
+def load_family(model: str, precision: torch.dtype = torch.float32) -> Family:
+    """The pipeline of a model, behind the interface of its family: in float32, but for what the family keeps in less
+    when the denoiser computes in ``precision``. That is read as it is kept, so main memory never holds more.
+    """
     where = locate(model)
     local = isinstance(where, Path)
     diffusers_logging.disable_progress_bar()
@@ -52,9 +54,11 @@ def load_family(model: str) -> Family:
     options: dict[str, Any] = {name: None for name, value in config.items() if value == [None, None]}
     if kind == StableDiffusionPipeline.__name__:
         options |= {"safety_checker": None, "requires_safety_checker": False}
+    parts = [name for name, value in config.items() if isinstance(value, list) and name not in options]
+    dtypes = {"default": torch.float32, **FAMILIES[kind].kept_in(precision, parts)}
     try:
         pipeline = DiffusionPipeline.from_pretrained(
-            where, dtype=torch.float32, use_safetensors=True, local_files_only=local, **options
+            where, dtype=dtypes, use_safetensors=True, local_files_only=local, **options
         )
     except Exception as error:
         raise _not_loaded(model, local, error) from error
@@ -128,9 +132,10 @@ def load_policy(  # noqa: PLR0913 - one keyword for each choice that a model is 
     if critic:
         raise ConfigError(f"credit.rule gae: {model} makes images, and no critic says what a denoising step is worth")
     options |= {"sampler": sampler, "shard": shard, "compiled": compiled}
+    kept = torch.float32 if full else DTYPES[precision]
     if condition == "text":
-        return DiffusionPolicy(load_family(model), **options)
-    table, family = load_table_encoder(model), load_family(model)
+        return DiffusionPolicy(load_family(model, kept), **options)
+    table, family = load_table_encoder(model), load_family(model, kept)
     text = family.encode_text([""])
     if text.pooled is not None or text.mask is not None:
         raise ConfigError(

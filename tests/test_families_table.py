@@ -22,7 +22,7 @@ from diffalign.methods import BACKPROP
 from diffalign.trainer import Trainer
 from diffalign.types import Draw, Preference, Prompt, Rollout, Sample
 from pipelines.diffusion import DiffusionPolicy
-from pipelines.loading import load_adapter, load_policy
+from pipelines.loading import load_adapter, load_family, load_policy
 from tests import tiny_pipelines
 from tests.bright import Bright
 from tests.test_trainer import Brightness
@@ -292,7 +292,7 @@ def test_gradient_checkpointing_changes_nothing(load: Load, name: str) -> None:
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_replay_in_half_precision_stays_within_the_stated_bound(load: Load, name: str) -> None:
-    """A frozen transformer is kept in bfloat16, and its LoRA in float32; a U-Net as it was loaded."""
+    """A frozen transformer is kept in bfloat16, and its LoRA in float32; a U-Net in float32."""
     policy = load(name, adapter=AdapterConfig(), precision="bf16")
     kept = {p.dtype for p in policy.family.denoiser.parameters() if not p.requires_grad}
     assert kept == {torch.bfloat16 if name in FLOWS else torch.float32}
@@ -308,3 +308,20 @@ def test_half_precision_says_nearly_the_same(load: Load, name: str) -> None:
         exact, half = (load(name, precision=p).log_likelihood(samples, draw) for p in ("fp32", "bf16"))
     assert float(half) == pytest.approx(float(exact), rel=0.02)
     assert float(half) != float(exact)
+
+
+@pytest.mark.parametrize("precision", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("name", FAMILIES)
+def test_weights_are_read_as_they_are_kept(folder: Callable[[str], Path], name: str, precision: torch.dtype) -> None:
+    """The same bits as read in float32 and rounded then, without float32 ever having been there."""
+    read, rounded = load_family(str(folder(name)), precision), load_family(str(folder(name)))
+    rounded.freeze_in(precision)
+    halves = 0
+    for part, module in rounded.components().items():
+        for wanted, found in zip(
+            module.state_dict().items(), read.components()[part].state_dict().items(), strict=True
+        ):
+            assert wanted[0] == found[0] and wanted[1].dtype == found[1].dtype, (part, wanted[0])
+            assert torch.equal(wanted[1], found[1]), (part, wanted[0])
+            halves += wanted[1].dtype == precision
+    assert (halves > 0) == (name in FLOWS)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -158,8 +158,18 @@ class Family(ABC):
             )
         self.latent_shape = (self.latent_shape[0], side // scale, side // scale)
 
-    def freeze_in(self, precision: torch.dtype) -> None:  # noqa: B027 - most families leave their weights as they are
-        """Keeps weights that are not trained in that precision, where the family is too large for more."""
+    @classmethod
+    def kept_in(cls, precision: torch.dtype, parts: Iterable[str]) -> dict[str, torch.dtype]:
+        """Of these networks of the pipeline those whose weights, where none is trained, are not kept in float32 when
+        the denoiser computes in ``precision``. Most families have none.
+        """
+        return {}
+
+    def freeze_in(self, precision: torch.dtype) -> None:
+        """Keeps weights that are not trained as ``kept_in`` says."""
+        parts = self.components()
+        for name, dtype in self.kept_in(precision, parts).items():
+            nn.Module.to(parts[name], dtype)  # diffusers' own to() warns, of layers to keep that these have none of
 
     def warn_if_cut(self, text: str, count: int, limit: int) -> None:
         """Warns, once for each text, where it has more tokens than its encoder takes."""

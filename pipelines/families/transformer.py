@@ -5,7 +5,7 @@ Shape legend: see ``base``; ``N`` tokens of an image.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import ClassVar
 
 import numpy as np
@@ -17,7 +17,7 @@ from diffusers import (
     ZImagePipeline,
 )
 from diffusers.pipelines.flux.pipeline_flux import calculate_shift
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
 from diffalign.config import SamplerConfig
@@ -51,18 +51,16 @@ class FlowFamily(Family):
             scheduler.set_timesteps(sampler.steps, **options)
         return Flow(scheduler, sampler, device)
 
-    def freeze_in(self, precision: torch.dtype) -> None:
+    @classmethod
+    def kept_in(cls, precision: torch.dtype, parts: Iterable[str]) -> dict[str, torch.dtype]:
         """See Family: the denoiser in half precision, and in bfloat16 the text encoders (T5 overflows in float16).
 
         Trained weights are no part of it: a LoRA is float32 on top.
         """
         if precision == torch.float32:
-            return
-        nn.Module.to(self.denoiser, precision)  # diffusers' own to() warns, of layers to keep that these have none of
-        if precision == torch.bfloat16:
-            for name, part in self.pipeline.components.items():
-                if name.startswith("text_encoder") and part is not None:
-                    part.to(precision)
+            return {}
+        encoders = [name for name in parts if name.startswith("text_encoder") and precision == torch.bfloat16]
+        return dict.fromkeys([cls.part, *encoders], precision)
 
     def _shift(self, scheduler: FlowMatchEulerDiscreteScheduler) -> float:
         """Dynamic shift: the larger the image, the more of the steps are spent at high noise."""
