@@ -127,7 +127,7 @@ def calls(config: RunConfig, held_out: int, *, embedded: bool = False) -> int:
     """Forward passes of one image through the denoiser: sampling, training, and the reference's answers."""
     sampled, measured, evaluated = generated(config, held_out)
     # The distance replays two batches of the evaluation, by the model and by its reference.
-    compared = 2 * min(evaluated // 2, 2 * config.sampler.batch_size)
+    compared = 0 if config.looked_at.eta == 0 else 2 * min(evaluated // 2, 2 * config.sampler.batch_size)
     looked = (measured + evaluated + compared) * config.looked_at.steps
     steps = (sampled * config.sampler.steps + looked) * passes(config, embedded=embedded)
     learning = learning_calls(config, embedded=embedded)

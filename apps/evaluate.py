@@ -99,13 +99,27 @@ def configuration(model: str, against: str | None, overrides: Sequence[str]) -> 
     """The configuration of the run that is evaluated, or that it is compared with, or a default for two models."""
     for name in (model, against):
         if name and is_run(name):
-            return build.resolved(build.configuration(name, overrides, made=True), Path(name).expanduser())
+            return build.resolved(of_run(name, overrides), Path(name).expanduser())
     config = build.standard(model, overrides)
     if config is None:
         raise ConfigError(
             f"{model} is not a run, so there is no configuration with prompts and rewards to evaluate it by; evaluate a"
             " run directory, or an embedded model"
         )
+    return config
+
+
+def of_run(name: str, overrides: Sequence[str]) -> RunConfig:
+    """The configuration of a run that is looked at. ConfigError where an override would change training alone."""
+    config = build.configuration(name, overrides, made=True)
+    asked = {override.partition("=")[0].strip() for override in overrides}
+    for field in ("steps", "eta"):
+        own = getattr(config.evaluation, field)
+        if own is not None and f"sampler.{field}" in asked and f"evaluation.{field}" not in asked:
+            raise ConfigError(
+                f"--set sampler.{field}: {name} was trained with that, and is looked at with evaluation.{field} {own};"
+                f" set evaluation.{field}"
+            )
     return config
 
 

@@ -78,7 +78,7 @@ def _end(error: click.UsageError, ctx: click.Context) -> NoReturn:
         raise error
     said = " ".join(error.format_message().split()).rstrip(".")
     own = error.ctx or ctx
-    if isinstance(error, click.NoSuchOption) and isinstance(own.command, click.Group):
+    if isinstance(error, click.NoSuchOption) and isinstance(own.command, click.Group) and not error.possibilities:
         said += f": options stand behind their command, as in '{own.command_path} COMMAND ... {error.option_name}'"
     click.echo(f"error: {said[:1].lower()}{said[1:]} (see '{own.command_path} --help')", err=True)
     sys.exit(error.exit_code)

@@ -10,7 +10,7 @@ from apps.progress import Status
 from apps.sources import apart, judge_pairs
 from diffalign import preferences
 from diffalign.config import FITTED, RewardModelConfig, RunConfig, is_fitted
-from diffalign.errors import ConfigError, InputError, UserError
+from diffalign.errors import ConfigError, InputError, RefusedError, UserError
 from diffalign.preferences import Broken
 from diffalign.runs import Run
 from diffalign.types import Policy, Preference, Prompt
@@ -53,7 +53,10 @@ def run(
         if wanted.rater is None:
             path.unlink()
             raise
-        raise type(error)(f"{error}; {_how_to_go_on(directory, config)}") from error
+        hint = _how_to_go_on(directory, config) if isinstance(error, RefusedError) else (
+            f"what was judged is kept in {path}; for other judgements choose another --out"
+        )  # fmt: skip
+        raise type(error)(f"{error}; {hint}") from error
     for line in reward_fit.in_words(card):
         status.say(line)
 

@@ -74,6 +74,8 @@ def source(
 
 def asks_prompts(config: RunConfig) -> bool:
     """Whether a run asks for anything of its training prompts: not where all that it learns from is in a file."""
+    if config.fit is not None and config.fit.rater is not None:
+        return True
     wanted, shown = config.experience, {config.experience.path, config.experience.demonstrations}
     if config.warm_up is not None:
         shown.add(config.warm_up.demonstrations)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from statistics import median
 from typing import Any
 
 from benchmarks.markdown import grid, paragraph
+from benchmarks.sizes_models import Settings
 
 Found = dict[str, Any]
 
@@ -100,8 +102,12 @@ def page(results: Sequence[Found]) -> str:
 def name(found: Found) -> str:
     """The model, its precision, and what else tells two rows apart."""
     settings = found["ready"]["settings"]
-    extra = ", checkpointed" if settings["gradient_checkpointing"] else ""
-    return f"{found['title']}, {settings['precision']}{extra}"
+    plain = asdict(Settings())
+    others = [name for name in ("device", "pixels", "images", "steps", "micro_batch", "rank")
+              if settings[name] != plain[name]]  # fmt: skip
+    extra = [f"{name.replace('_', '-')} {settings[name]}" for name in others]
+    extra += ["checkpointed"] if settings["gradient_checkpointing"] else []
+    return ", ".join([found["title"], settings["precision"], *extra])
 
 
 def _time(found: Found) -> list[str]:

@@ -13,8 +13,7 @@ NAMES = {"trl": "TRL", "diffalign": "diffalign", "bare": "bare denoiser"}
 PARTS = ("rollout", "reward", "update", "iteration")
 KEPT = (
     " All sides run with an allocator that keeps what is freed (`MALLOC_TRIM_THRESHOLD_` and its kin). By itself glibc"
-    " gives large blocks back and asks for them anew in every pass, which costs processor time in the kernel; how often"
-    " it does so is not the same on all sides."
+    " gives large blocks back and asks for them anew in every pass, which costs processor time in the kernel."
 )
 BUSY = 1.1
 """Wall time above this multiple of processor time: something else had the processor."""

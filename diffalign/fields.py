@@ -109,7 +109,7 @@ def _found(error: Exception, text: str) -> tuple[int | None, str]:
         return None, problem
     if getattr(error, "context", None) == "while scanning a simple key":
         return error.context_mark.line, problem  # type: ignore[attr-defined]
-    lines = text.split("\n")
+    lines = re.split("\r\n|[\n\r\x85\u2028\u2029]", text)  # what YAML counts as ends of lines
     if problem in _AFTER_A_SLIP and ":" not in lines[mark.line][: mark.column]:
         above = [i for i, line in enumerate(lines[: mark.line]) if line.partition("#")[0].strip()]
         if above and _NO_COLON.fullmatch(lines[above[-1]].partition("#")[0]):
@@ -119,7 +119,7 @@ def _found(error: Exception, text: str) -> tuple[int | None, str]:
 
 _AFTER_A_SLIP = ("mapping values are not allowed here", "expected <block end>, but found '<block mapping start>'")
 """What YAML says of a field after one without its colon, which it took for the begin of a text."""
-_NO_COLON = re.compile(r"\s*[A-Za-z_]\w*\s+[^:]+")
+_NO_COLON = re.compile(r"\s*[A-Za-z_]\w*\s+(?!.*:(\s|$)).+")
 
 
 def _problem(error: Exception) -> str:

@@ -173,6 +173,11 @@ def test_what_yaml_cannot_read_is_one_line(file: Path, name: str) -> None:
         ("seed 8\nmodel: m\n", "run.yaml:1: not valid YAML: could not find expected ':'"),
         ("model: m\nseed 8\n", "run.yaml:2: not valid YAML: could not find expected ':'"),
         ("trainer:\n  epochs 8\n\n  # less\n  batch_size: 3\n", "run.yaml:2: not valid YAML: could not find expected"),
+        ("model embedded:emoji\nname: x\n", "run.yaml:1: not valid YAML: could not find expected ':'"),
+        (
+            "# a\u2028b\u2028c\nmodel: m\nname: a: b\n",
+            "run.yaml:4: not valid YAML: mapping values are not allowed here",
+        ),
         ("model: m\nname: a: b\n", "run.yaml:2: not valid YAML: mapping values are not allowed here"),
         ("rewards:\n- clip\n  weight: 2\n", "run.yaml:3: not valid YAML: mapping values are not allowed here"),
     ],

@@ -14,6 +14,7 @@ from apps import build
 from apps.dry_run import calls
 from diffalign.config import RunConfig, SamplerConfig, dump, parse
 from diffalign.errors import ConfigError
+from diffalign.runs import Run
 from diffalign.sampling import WindowConfig
 from diffalign.types import Prompt, Rollout
 from pipelines.diffusion import DiffusionPolicy
@@ -120,3 +121,16 @@ def test_samples_to_label_are_those_that_are_measured() -> None:
     config: RunConfig = parse(CONFIG | {"sampler": {"steps": 3}, "evaluation": {"rewards": ["clip"], "steps": 9}})
     assert build.sampling(config)["sampler"].steps == 9
     assert build.sampling(config, training=True)["sampler"].steps == 3
+
+
+def test_an_override_that_would_change_training_alone_is_refused(desk: Path) -> None:
+    """A finished run is only looked at, and it is looked at by ``evaluation``."""
+    Run.create(desk / "run", build.configuration("emoji-ddpo", ["evaluation.steps=9"]))
+    for command in (["evaluate", "run"], ["label", "init", "study", "--from", "run", "--protocol", "general"]):
+        result = diffalign(*command, "--set", "sampler.steps=7")
+        assert result.exit_code == 2, result.output
+        assert (
+            "--set sampler.steps: run was trained with that, and is looked at with evaluation.steps 9" in result.stderr
+        )
+    both = ["--set", "sampler.steps=7", "--set", "evaluation.steps=8", "--set", "sampler.eta=0.5"]
+    assert "has no adapter/ or model/" in diffalign("evaluate", "run", *both).stderr

@@ -238,9 +238,13 @@ def test_training_prompts_are_counted_only_where_they_are_sampled(desk: Path) ->
     planned = diffalign("align", "learn.yaml", "--dry-run")
     assert "those of the file to train on, 1 held out" in planned.output, planned.output
     assert diffalign("align", "learn.yaml", "--set", "trainer.epochs=1", "--out", "run").exit_code == 0
-    for change in ("experience={source: pairs, rater: emoji}", "warm_up={demonstrations: emoji}"):
+    fitted = ["--set", "fit={rater: emoji, collect: 16}", "--set", "evaluation.rewards=['clinician?folder=fitted']"]
+    changes = [
+        ["--set", change] for change in ("experience={source: pairs, rater: emoji}", "warm_up={demonstrations: emoji}")
+    ]
+    for change in (*changes, fitted):
         for more in ([], ["--dry-run"]):
-            refused = diffalign("align", "learn.yaml", "--set", change, *more)
+            refused = diffalign("align", "learn.yaml", *change, *more)
             assert refused.exit_code == 2 and "prompts.train 64 and prompts.held_out 1 ask for 65" in refused.stderr
 
 

@@ -75,7 +75,7 @@ def _configuration(names: Sequence[str], overrides: Sequence[str], wanted: str |
     """The configuration of the first run, else what stands for the first model, else a plain one."""
     run = next((name for name in names if evaluate.is_run(name)), None)
     if run is not None:
-        return build.configuration(run, overrides, made=True)
+        return evaluate.of_run(run, overrides)
     if (config := build.standard(names[0], overrides)) is not None:
         return config
     recipe = next((name for name in recipes() if build.configuration(name).model == names[0]), None)
@@ -97,7 +97,8 @@ def _prompts(config: RunConfig, wanted: str | None, split: Split) -> tuple[list[
     # A world has a fixed split, so more may be asked for; of a file it depends on how many are held out.
     if count and (split == "train" or chosen.source in prompt_sources.WORLDS):
         chosen = chosen.model_copy(update={field: count})
-    found = dict(zip(("train", "held-out"), prompt_sources.load(chosen, config.seed), strict=True))[split]
+    train, held_out = prompt_sources.load(chosen, config.seed, training=split == "train")
+    found = train if split == "train" else held_out
     if count > len(found):
         raise ConfigError(f"{chosen.source} has {len(found)} {split} prompts, but --prompts asks for {count}")
     return found[: count or None], f"{split} prompts of {chosen.source}"
