@@ -84,7 +84,9 @@ def page(results: Sequence[Found]) -> str:
             " a backward pass begins, which is *live*: what the C library's allocator has given out at that moment, and"
             " on a GPU torch's. The *peaks* are of resident memory, and on a GPU of what torch has allocated: they hold"
             " what layers need while they compute, too, and on a CPU what the allocator keeps of what was freed."
-            " Loading comes before all else; its peak is not part of the others."
+            " Loading comes before all else; its peak is not part of the others. Weights in the precision that they"
+            " were saved in (bf16, on a CPU) are mapped from their files: they are resident once they are used, so they"
+            " are in the peaks of rollout and update, and not in *live*, which is no measure of the estimate then."
         ),
         grid(
             ["", "estimate", "live", "live / estimate", "peak of update", "peak / estimate", "peak of rollout",

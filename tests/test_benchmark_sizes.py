@@ -165,7 +165,10 @@ def test_the_page_divides_by_what_a_product_reached_beside_it(measured: dict[str
         "estimate": 800, "loading": 500, "live": 800, "rollout": 1000, "update": 1000
     }  # fmt: skip
     page = sizes_page.page([found])
-    assert "| Tiny, fp32, pixels 16, steps 3, micro-batch 3, rank 2 | 0.80 | 0.80 | 1.00 | 1.00 | 1.25 | 1.00 | 0.50 |" in page
+    assert (
+        "| Tiny, fp32, pixels 16, steps 3, micro-batch 3, rank 2 | 0.80 | 0.80 | 1.00 | 1.00 | 1.25 | 1.00 | 0.50 |"
+        in page
+    )
     assert "| 2 × 3 | 3.0 s | 3.0 s | 0.222 | 0.0 + 0.0 | 50% | 100% | 6 GFLOP/s |" in page
     busy = found | {"timed": timed, "machine": measured["machine"] | {"threads": 2}}
     assert (sizes_page.clock(found), sizes_page.clock(busy)) == ("wall", "cpu")
