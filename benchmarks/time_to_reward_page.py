@@ -113,7 +113,7 @@ def _settings(results: Results) -> str:
 
 
 def _conditions(results: Results) -> str:
-    return paragraph(f"{results['date']}. " + where(results["machine"], results["versions"]))
+    return paragraph(f"Of the last of these runs, {results['date']}. " + where(results["machine"], results["versions"]))
 
 
 def draw(results: Results, path: Path) -> None:

@@ -35,6 +35,13 @@ def loop(desk: Path) -> Path:
     return desk
 
 
+def test_judgements_that_no_field_of_the_fit_mends_are_kept_without_that_advice(loop: Path) -> None:
+    result = diffalign("align", "loop.yaml", "--set", "prompts.train=2", "--out", "run")
+    assert result.exit_code == 2 and "--resume" not in result.stderr, result.output
+    kept = "what was judged is kept in run/reward-preferences.parquet; for other judgements choose another --out"
+    assert kept in result.stderr and (loop / "run" / "reward-preferences.parquet").is_file()
+
+
 def test_judgements_are_kept_where_the_fit_diverged_and_fitted_to_again(loop: Path) -> None:
     """With another learning rate the run ends with the bytes of one that had it from the start."""
     failed = diffalign("align", "loop.yaml", "--out", "run")
