@@ -19,6 +19,7 @@ from typing import Any
 from benchmarks import sizes_page
 from benchmarks.environment import ROOT, Answer, Worker, WorkerError, machine
 from benchmarks.sizes_models import DEFAULT, MODELS, Settings, made
+from diffalign.runs import write_text
 
 
 def measured(name: str, folder: Path, settings: Settings, iterations: int, threads: int) -> dict[str, Any]:
@@ -122,10 +123,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 for settings in (settings for model, settings in runs if model == name):
                     found = measured(name, folder, settings, options.iterations, options.threads)
                     results = merged(results, found)
-                    options.out.parent.mkdir(parents=True, exist_ok=True)
-                    options.out.write_text(json.dumps(results, indent=1) + "\n")
-                    options.page.write_text(sizes_page.page(results))
-    options.page.write_text(sizes_page.page(results))
+                    write_text(options.out, json.dumps(results, indent=1) + "\n")
+                    write_text(options.page, sizes_page.page(results))
+    write_text(options.page, sizes_page.page(results))
 
 
 if __name__ == "__main__":

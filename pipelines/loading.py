@@ -37,7 +37,8 @@ __all__ = [
 
 def load_family(model: str, precision: torch.dtype = torch.float32) -> Family:
     """The pipeline of a model, behind the interface of its family: in float32, but for what the family keeps in less
-    when the denoiser computes in ``precision``. That is read as it is kept, so main memory never holds more.
+    when the denoiser computes in ``precision``. That is read as it is kept: a checkpoint that is saved
+    so never has a float32 copy.
     """
     where = locate(model)
     local = isinstance(where, Path)

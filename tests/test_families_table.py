@@ -313,7 +313,7 @@ def test_half_precision_says_nearly_the_same(load: Load, name: str) -> None:
 @pytest.mark.parametrize("precision", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("name", FAMILIES)
 def test_weights_are_read_as_they_are_kept(folder: Callable[[str], Path], name: str, precision: torch.dtype) -> None:
-    """The same bits as read in float32 and rounded then, without float32 ever having been there."""
+    """The same bits as read in float32 and rounded then."""
     read, rounded = load_family(str(folder(name)), precision), load_family(str(folder(name)))
     rounded.freeze_in(precision)
     halves = 0
