@@ -9,6 +9,8 @@ What travels is written by ``torch.save`` and read with ``weights_only``: tensor
 
 from __future__ import annotations
 
+import atexit
+import gc
 import io
 import os
 import pickle
@@ -125,7 +127,8 @@ class Processes:
         """After the last exchange: waits for all others, and parts from them."""
         self.exchange("end")
         if self.count > 1:
-            PartialState().destroy_process_group()
+            del self._group, self.lockstep
+            _part()
 
     def wait_for_first(self) -> None:
         """Waits until the first process has ended: a launcher ends all of them as soon as one has."""
@@ -177,12 +180,24 @@ def checksum(parameters: Iterable[Parameter]) -> int:
 @cache
 def _group() -> Any:
     """For what is exchanged on the CPU, whatever the device that trains."""
+    atexit.register(_part)
     return distributed.new_group(backend="gloo", timeout=PATIENCE)
 
 
 @cache
 def _lockstep() -> Lockstep:
     return Lockstep(_group())
+
+
+def _part() -> None:
+    """Ends the connections, and gloo's threads with them: torch aborts a process that ends while one of them still
+    holds a tensor of the last exchange (pytorch/pytorch#190489). A group ends when nothing refers to it any more.
+    """
+    if distributed.is_initialized() and not _lockstep().broken:  # else one may be at work that will never be done
+        _lockstep.cache_clear()
+        _group.cache_clear()
+        gc.collect()
+        distributed.destroy_process_group()
 
 
 def _buckets(parameters: Iterable[Parameter]) -> Iterator[list[Parameter]]:

@@ -255,13 +255,21 @@ def shared_run(path: Path) -> Run:
     return start().first_then_all("run", lambda: Run(path) if path.exists() else Run.create(path, parse(CONFIG)))
 
 
+def threads() -> list[str]:
+    """The names of this process's threads, where the system tells them."""
+    return [path.read_text().strip() for path in Path("/proc/self/task").glob("*/comm")]
+
+
 def main(folder: Path) -> None:
     torch.set_num_threads(1)
-    own = folder / f"pipeline-{start().rank}"
+    crew = start()
+    own = folder / f"pipeline-{crew.rank}"
     own.mkdir()
     found = {name: trained(case(own)) for name, case in CASES.items()} | of_two_processes(folder, own)
-    torch.save(found, folder / f"rank-{start().rank}.pt")
-    start().exchange("end")
+    found["threads"] = [threads()]
+    crew.leave()
+    found["threads"].append(threads())
+    torch.save(found, folder / f"rank-{crew.rank}.pt")
 
 
 if __name__ == "__main__":

@@ -203,7 +203,7 @@ def main(folder: Path, how: str = "") -> None:
     found: dict[str, Any] = {"undivided": undivided(own)}
     found |= {name: trained(case(own, True)) for name, case in CASES.items()} | of_two_processes(folder, own)
     torch.save(found, folder / f"rank-{rank}.pt")
-    start().exchange("end")
+    start().leave()
 
 
 if __name__ == "__main__":

@@ -98,6 +98,14 @@ def test_an_error_in_one_process_ends_both(two: Ranks) -> None:
     assert two[1]["broken"] == ["InputError", "the judge does not answer"]
 
 
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="the system does not tell a process's threads")
+def test_no_thread_of_gloo_is_left_when_the_processes_have_parted(two: Ranks) -> None:
+    """Torch aborts a process that ends while one still holds a tensor of the last exchange."""
+    for rank in two:
+        during, after = ([name for name in names if "gloo" in name] for names in rank["threads"])
+        assert during and not after
+
+
 def test_processes_with_other_weights_are_refused(two: Ranks) -> None:
     for rank in two:
         kind, message = rank["apart"]
