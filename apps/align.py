@@ -116,9 +116,9 @@ class Job:
 
     def __init__(self, config: RunConfig, directory: Run, crew: Processes) -> None:
         self.config, self.directory, self.crew = config, directory, crew
+        build.check(config)
         asked = sources.asks_prompts(config)
         self.train_prompts, self.held_out = prompt_sources.load(config.prompts, config.seed, training=asked)
-        build.check(config)
         self.resolved = build.resolved(config, directory.path)
         if config.fit is not None:
             reward_stage.check(config.fit, config)

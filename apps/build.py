@@ -19,6 +19,7 @@ from diffalign import optimisers, processes
 from diffalign.config import FITTED, RunConfig, fields_of, is_fitted, parse
 from diffalign.errors import ConfigError, NotFoundError
 from diffalign.methods import BACKPROP
+from diffalign.prompts import WORLDS
 from diffalign.types import Modality, Reward, Sample
 from diffalign.worlds.shown import DEMONSTRATIONS
 from pipelines.diffusion import DiffusionPolicy
@@ -265,6 +266,19 @@ def standards(spec: str) -> frozenset[str]:
     return frozenset({"&".join([name, *judged])})
 
 
+def world_judged(spec: str) -> str | None:
+    """The world whose prompts alone a reward can judge, if there is one."""
+    name, arguments = split(spec)
+    if name == "hidden-utility":
+        return SimulatedRaters.load(arguments.get("rater", "")).profile.world
+    return {**{f"{world}-checker": world for world in WORLDS}, "findings-gold": "findings"}.get(name)
+
+
+def is_of_another_world(spec: str, config: RunConfig) -> bool:
+    """Whether a reward can judge nothing of what is made of the configuration's prompts."""
+    return config.prompts.source in WORLDS and world_judged(spec) not in (None, config.prompts.source)
+
+
 def check(config: RunConfig) -> None:
     """Refuses what is wrong in a configuration, as far as that can be known, before any work is done."""
     optimisers.check(config.trainer)
@@ -292,6 +306,7 @@ def check(config: RunConfig) -> None:
         _judged(fitted_to, config.fit.criteria or ())
     if config.warm_up is not None:
         judges(warm_up_stage.configuration(config))
+    _know_prompts(config)
     known = [(entry, load_reward(entry.reward)) for entry in config.rewards if not is_fitted(entry.reward)]
     optimised = [reward for _, reward in known]
     if config.objective.name in BACKPROP:
@@ -304,6 +319,15 @@ def check(config: RunConfig) -> None:
     for one in loaded:
         hint = " (a function of your own says by its attribute 'modality' which of them it judges)"
         _same_modality(config, f"reward {one.name} judges", one.modality, hint)
+
+
+def _know_prompts(config: RunConfig) -> None:
+    for entry in config.rewards:
+        if entry.weight and is_of_another_world(entry.reward, config):
+            raise ConfigError(
+                f"rewards: {entry.reward} judges the prompts of {world_judged(entry.reward)} alone, and prompts.source"
+                f" is {config.prompts.source}"
+            )
 
 
 def _have_gradients(config: RunConfig, counting: Sequence[Reward]) -> None:

@@ -36,9 +36,9 @@ def run(recipe: str, overrides: Sequence[str], out: Path | None = None, *, resum
     config = (
         resumption.configuration(recipe, overrides, directory) if directory else build.configuration(recipe, overrides)
     )
+    build.check(config)
     asked = sources.asks_prompts(config)
     train, held_out = prompt_sources.load(config.prompts, config.seed, training=asked)
-    build.check(config)
     whole = config.model_copy(update={"trainer": config.trainer.model_copy(update={"shard": False})})
     policy = build.policy(whole)  # dividing it takes other processes
     trained = sum(p.numel() for p in policy.trainable().values())

@@ -30,6 +30,9 @@ def run(model: str, against: str | None, overrides: Sequence[str], out: Path | N
     config = configuration(model, against, overrides)
     for name in filter(None, (model, against)):
         _knows_words(name, config)
+    specs = [entry.reward for entry in config.rewards] + config.evaluation.rewards
+    if all(build.is_of_another_world(spec, config) for spec in specs):
+        raise _nothing_judged(specs, config)
     folder = out or unused_folder(Path("runs") / f"evaluate-{Path(model).name.replace(':', '-')}")
     require_empty(folder, "choose another --out")
     first = sampler(against, config) if against else None
@@ -55,15 +58,18 @@ def run(model: str, against: str | None, overrides: Sequence[str], out: Path | N
             on_progress=status,
         )
     if not any(measure.known().any() for measure in outcome.measures.values()):
-        raise InputError(
-            f"{' and '.join(name for name in outcome.measures if '/' not in name)} could judge none of the samples, so"
-            f" there is nothing to compare: name a reward that knows the prompts of {config.prompts.source}, in rewards"
-            " or evaluation.rewards"
-        )
+        raise _nothing_judged([name for name in outcome.measures if "/" not in name], config)
     write_text(folder / "evaluation.json", outcome.dumps())
     samples.write_pairs(folder / "samples", outcome)
     show(outcome)
     click.echo(f"written to {folder}")
+
+
+def _nothing_judged(rewards: Sequence[str], config: RunConfig) -> InputError:
+    return InputError(
+        f"{' and '.join(rewards)} can judge none of the samples, so there is nothing to compare: name a reward that"
+        f" knows the prompts of {config.prompts.source}, in rewards or evaluation.rewards"
+    )
 
 
 def _knows_words(name: str, config: RunConfig) -> None:

@@ -1,7 +1,7 @@
 """The workers of the AlignProp comparison: diffalign, with and without checkpointing, and TRL.
 
-``python -m benchmarks.alignprop_sides SIDE MODEL_FOLDER THREADS`` answers each line ``{"last": k}`` on standard input
-with one line about one iteration whose gradient goes back through the last ``k`` steps. The settings are those of
+``python -m benchmarks.alignprop_sides SIDE MODEL_FOLDER THREADS SIZE`` answers each line ``{"last": k}`` on standard
+input with one line about one iteration whose gradient goes back through the last ``k`` steps. The settings are those of
 ``ddpo_setup``; the reward is how red an image is.
 """
 
@@ -10,14 +10,15 @@ from __future__ import annotations
 import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from benchmarks.ddpo_setup import PROMPTS, SETUP, ensure_model
-from benchmarks.measuring import Numbers, Stopwatch, describe, peak_mb, serve
+from benchmarks.ddpo_setup import PROMPTS, SETUPS, Setup, ensure_model
+from benchmarks.measuring import Memory, Numbers, Stopwatch, describe, serve
 
 
 class Side(Protocol):
@@ -74,7 +75,7 @@ class Red:
 class Diffalign:
     """Our side: the trainer's own pieces, as in a run."""
 
-    def __init__(self, folder: Path, *, checkpointing: bool = False) -> None:
+    def __init__(self, folder: Path, setup: Setup, *, checkpointing: bool = False) -> None:
         from diffalign.config import AdapterConfig, CreditConfig, ObjectiveConfig, SamplerConfig, TrainerConfig
         from diffalign.experience import Rollouts
         from diffalign.trainer import Trainer
@@ -82,14 +83,14 @@ class Diffalign:
         from pipelines.loading import load_policy
 
         self.policy = load_policy(
-            str(folder), adapter=AdapterConfig(rank=SETUP.rank, alpha=SETUP.rank), gradient_checkpointing=checkpointing,
+            str(folder), adapter=AdapterConfig(rank=setup.rank, alpha=setup.rank), gradient_checkpointing=checkpointing,
             sampler=SamplerConfig(
-                steps=SETUP.steps, eta=SETUP.eta, guidance_scale=SETUP.guidance_scale, batch_size=SETUP.micro_batch
+                steps=setup.steps, eta=setup.eta, guidance_scale=setup.guidance_scale, batch_size=setup.micro_batch
             ),
         )  # fmt: skip
         settings = TrainerConfig(
-            samples_per_epoch=SETUP.images, batch_size=SETUP.images, micro_batch_size=SETUP.micro_batch,
-            learning_rate=SETUP.learning_rate, weight_decay=SETUP.weight_decay, max_grad_norm=SETUP.max_grad_norm,
+            samples_per_epoch=setup.images, batch_size=setup.images, micro_batch_size=setup.micro_batch,
+            learning_rate=setup.learning_rate, weight_decay=setup.weight_decay, max_grad_norm=setup.max_grad_norm,
             gradient_checkpointing=checkpointing,
         )  # fmt: skip
         source: Any = Rollouts(Red(), [Prompt(text) for text in PROMPTS])
@@ -114,7 +115,7 @@ class Diffalign:
 class Trl:
     """TRL's AlignPropTrainer with a fixed truncation. It checkpoints every call of the denoiser."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, setup: Setup) -> None:
         from accelerate import PartialState
 
         PartialState(cpu=True)  # its pipeline logs before its trainer makes one
@@ -124,12 +125,12 @@ class Trl:
             DefaultDDPOStableDiffusionPipeline,
         )
 
-        self.count, self.scores = 0, list[Tensor]()
+        self.steps, self.count, self.scores = setup.steps, 0, list[Tensor]()
         config = AlignPropConfig(
-            sample_num_steps=SETUP.steps, sample_eta=SETUP.eta, sample_guidance_scale=SETUP.guidance_scale,
-            train_batch_size=SETUP.micro_batch, train_learning_rate=SETUP.learning_rate,
-            train_gradient_accumulation_steps=SETUP.images // SETUP.micro_batch,
-            train_adam_weight_decay=SETUP.weight_decay, train_max_grad_norm=SETUP.max_grad_norm,
+            sample_num_steps=setup.steps, sample_eta=setup.eta, sample_guidance_scale=setup.guidance_scale,
+            train_batch_size=setup.micro_batch, train_learning_rate=setup.learning_rate,
+            train_gradient_accumulation_steps=setup.images // setup.micro_batch,
+            train_adam_weight_decay=setup.weight_decay, train_max_grad_norm=setup.max_grad_norm,
             truncated_backprop_rand=False, mixed_precision="no", accelerator_kwargs={"cpu": True},
         )  # fmt: skip
         pipeline = DefaultDDPOStableDiffusionPipeline(str(folder), use_lora=True)
@@ -149,26 +150,28 @@ class Trl:
     def iteration(self, last: int) -> Tensor:
         """See Side."""
         self.scores.clear()
-        self.trainer.config.truncated_backprop_timestep = SETUP.steps - last
+        self.trainer.config.truncated_backprop_timestep = self.steps - last
         self.trainer.step(0, 0)
         return torch.cat(self.scores)
 
 
-def build(name: str, folder: Path) -> tuple[Numbers, Callable[[Numbers], Numbers]]:
-    """A side: what it is, and its answer to a request."""
-    ensure_model(folder)
-    sides: dict[str, Callable[[Path], Side]] = {
-        "diffalign": Diffalign, "trl": Trl, "checkpointed": lambda folder: Diffalign(folder, checkpointing=True)
+def build(name: str, folder: Path, size: str) -> tuple[Numbers, Callable[[Numbers], Numbers]]:
+    """A side: what it is, and its answer to a request. A model of a real size must be in the folder already."""
+    if size == "tiny":
+        ensure_model(folder)
+    sides: dict[str, Callable[[Path, Setup], Side]] = {
+        "diffalign": Diffalign, "trl": Trl, "checkpointed": partial(Diffalign, checkpointing=True)
     }  # fmt: skip
-    side = sides[name](folder)
-    counter = Calls(side.denoiser)
+    side = sides[name](folder, SETUPS[size])
+    counter, memory = Calls(side.denoiser), Memory(torch.device("cpu"))
 
     def answer(request: Numbers) -> Numbers:
         watch = Stopwatch()
+        memory.forget()
         with watch("iteration"):
             rewards = side.iteration(request["last"])
         return {
-            "parts": watch.parts, "rows": counter.take(), "peak_mb": peak_mb(),
+            "parts": watch.parts, "rows": counter.take(), "peak_mb": memory.peak() / 1e6,
             "reward_mean": float(rewards.mean()), "reward_std": float(rewards.std()),
         }  # fmt: skip
 
@@ -176,4 +179,4 @@ def build(name: str, folder: Path) -> tuple[Numbers, Callable[[Numbers], Numbers
 
 
 if __name__ == "__main__":
-    serve(int(sys.argv[3]), lambda: build(sys.argv[1], Path(sys.argv[2])))
+    serve(int(sys.argv[3]), lambda: build(sys.argv[1], Path(sys.argv[2]), sys.argv[4]))

@@ -50,3 +50,15 @@ def test_a_model_alone_is_sampled_as_it_was_made_for_and_not_as_a_recipe_trains_
     assert (config.sampler.steps, config.sampler.guidance_scale, config.model) == (10, 3.0, "embedded:emoji")
     assert evaluate.configuration("embedded:emoji", None, ["evaluation.seeds_per_prompt=1"]).sampler == config.sampler
     assert build.standard("somebody/model") is None
+
+
+@pytest.mark.parametrize("reward", ["emoji-checker", "hidden-utility?rater=emoji", "findings-gold"])
+def test_rewards_that_know_another_worlds_prompts_are_refused(reward: str) -> None:
+    """Unless they have no weight, or the prompts are one's own, which may be of any world."""
+    world = "findings" if reward == "findings-gold" else "emoji"
+    with pytest.raises(ConfigError, match="judges the prompts of") as caught:
+        build.check(build.configuration("brain-mr-ddpo", [f"rewards=['{reward}']"]))
+    assert str(caught.value) == f"rewards: {reward} judges the prompts of {world} alone, and prompts.source is brain-mr"
+    if world == "emoji":
+        for own in ("prompts.source=prompts.txt", f"rewards=[clip, {{reward: '{reward}', weight: 0}}]"):
+            build.check(build.configuration("brain-mr-ddpo", [f"rewards=['{reward}']", own]))

@@ -53,8 +53,19 @@ def test_measures_without_a_value_are_named_and_alone_refused(desk: Path) -> Non
     none = ["--set", "rewards=[reward.py:broken]", "--set", "evaluation.rewards=[emoji-checker]"]
     result = diffalign("evaluate", "run", *none, "--out", "none")
     assert result.exit_code == 2 and not (desk / "none").exists(), result.output
-    assert "error: broken and emoji-checker could judge none of the samples, so there is nothing" in result.stderr
+    assert "error: broken and emoji-checker can judge none of the samples, so there is nothing" in result.stderr
     assert "that knows the prompts of prompts.txt" in result.stderr
+
+
+def test_rewards_that_know_another_worlds_prompts_are_refused_before_anything_is_sampled(desk: Path) -> None:
+    """This run's rewards know the prompts of emoji alone; its model is not even looked for."""
+    own = ["prompts.source=brain-mr", "rewards=[compressibility]"]
+    Run.create(desk / "run", build.configuration("emoji-ddpo", own))
+    rewards = ["--set", "rewards=[emoji-checker]", "--set", "evaluation.rewards=['hidden-utility?rater=emoji']"]
+    result = diffalign("evaluate", "run", *rewards, "--out", "out")
+    assert result.exit_code == 2 and not (desk / "out").exists(), result.output
+    said = "error: emoji-checker and hidden-utility?rater=emoji can judge none of the samples, so there is nothing"
+    assert said in result.stderr and "that knows the prompts of brain-mr" in result.stderr
 
 
 def test_a_run_of_divided_weights_is_loaded_whole_and_that_is_said(
