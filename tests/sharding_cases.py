@@ -89,6 +89,14 @@ CASES: dict[str, Callable[[Path, bool], Trainer]] = {
         gradient_checkpointing=True, shard=shard, **SHORT,
     ),
     "elbo-ppo-clip of z-image": text_blocks,
+    "nft of flux under an average": lambda folder, shard: trainer(
+        policy(folder, shard, "flux"), Rollouts(bright(), SCENES), "nft", shard=shard, ema_decay=0.5,
+        **(SHORT | {"epochs": 2}),
+    ),
+    "nft of sdxl with a reference": lambda folder, shard: trainer(
+        policy(folder, shard, "stable_diffusion_xl"), Rollouts(bright(), SCENES), "nft", shard=shard,
+        own={"kl_coefficient": 0.1}, **SHORT,
+    ),
     "kto of 7, one at a time": lambda folder, shard: trainer(
         policy(folder, shard), labelled(folder), "kto", shard=shard, micro_batch_size=1, **(SEVEN | {"epochs": 1})
     ),
