@@ -28,8 +28,7 @@ from pipelines.loading import load_adapter, load_policy
 def run(model: str, against: str | None, overrides: Sequence[str], out: Path | None) -> None:
     """Evaluates and writes evaluation.json and samples; prints the table."""
     config = configuration(model, against, overrides)
-    for name in filter(None, (model, against)):
-        _knows_words(name, config)
+    _know_words([model, *([against] if against else [])], config)
     specs = [entry.reward for entry in config.rewards] + config.evaluation.rewards
     if all(build.is_of_another_world(spec, config) for spec in specs):
         raise _nothing_judged(specs, config)
@@ -72,16 +71,21 @@ def _nothing_judged(rewards: Sequence[str], config: RunConfig) -> InputError:
     )
 
 
-def _knows_words(name: str, config: RunConfig) -> None:
+def _know_words(names: Sequence[str], config: RunConfig) -> None:
     """Refuses prompts of a world that a model has no words for: neither its own nor that of the run that made it."""
-    own = build.configuration(name, made=True) if is_run(name) else None
-    base, asked = own.model if own else name, config.prompts.source
-    world = build.WORLD_OF.get(base)
-    if world and asked in prompt_sources.WORLDS and asked != world and (own is None or asked != own.prompts.source):
-        raise ConfigError(
-            f"prompts.source: {asked}, but {base} knows the words of {world} alone, so nothing that {name} makes of"
-            f" them means anything; take {world}, or a file of your own"
-        )
+    own = {name: build.configuration(name, made=True) for name in names if is_run(name)}
+    bases = {name: own[name].model if name in own else name for name in names}
+    worlds = {name: build.WORLD_OF[base] for name, base in bases.items() if base in build.WORLD_OF}
+    asked = config.prompts.source
+    for name, world in worlds.items():
+        seen = name in own and own[name].prompts.source == asked
+        if asked in prompt_sources.WORLDS and asked != world and not seen:
+            alike = {*worlds.values()} == {world}
+            instead = f"take {world}, or" if alike else f"compare it with a model of {world}, or by"
+            raise ConfigError(
+                f"prompts.source: {asked}, but {bases[name]} knows the words of {world} alone, so nothing that {name}"
+                f" makes of them means anything; {instead} a file of your own"
+            )
 
 
 def trained_on(model: str, config: RunConfig, judges: build.Judges) -> Collection[str]:

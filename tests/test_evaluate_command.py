@@ -25,8 +25,10 @@ def test_prompts_of_a_world_that_a_model_has_no_words_for_are_refused(desk: Path
         assert result.exit_code == 2 and len(result.stderr.splitlines()) == 1, result.output
         said = f"prompts.source: brain-mr, but embedded:emoji knows the words of emoji alone, so nothing that {model}"
         assert said in result.stderr and not (desk / "out").exists()
+        assert "; take emoji, or a file of your own" in result.stderr
     against = diffalign("evaluate", "embedded:brain-mr", "--against", "embedded:emoji", "--out", "out")
     assert against.exit_code == 2 and "so nothing that embedded:emoji makes" in against.stderr
+    assert "; compare it with a model of emoji, or by a file of your own" in against.stderr, against.stderr
 
 
 @pytest.mark.parametrize("source", ["emoji", "prompts.txt", "brain-mr"])
