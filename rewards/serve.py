@@ -27,6 +27,9 @@ _WAITING = 16
 """Requests that may wait for the reward at once; a further one is told to come again."""
 _IDLE = 60.0
 """Seconds without a byte after which a connection is closed."""
+_GRACE = 10.0
+"""Seconds that a server which ends leaves to its reward: torch aborts a process that ends while another of its threads
+computes."""
 
 
 class Server(ThreadingHTTPServer):
@@ -227,6 +230,7 @@ def run(
         try:
             server.serve_forever()
         except KeyboardInterrupt:
+            server.lock.acquire(timeout=_GRACE)  # never given back: who waits for it gets no turn any more
             say(f"stopped after {server.scored} samples")
 
 

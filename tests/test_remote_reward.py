@@ -18,7 +18,7 @@ import threading
 import time
 import zlib
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -386,6 +386,8 @@ def test_an_answer_without_end_is_cut(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_proxies_of_the_environment_are_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("no_proxy", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
     for name in ("http_proxy", "HTTP_PROXY", "all_proxy"):
         monkeypatch.setenv(name, "http://127.0.0.1:1")
     with served(Shade()) as server:
@@ -562,3 +564,45 @@ def test_the_command_serves_until_ctrl_c() -> None:
             assert process.wait(10) == 0
         finally:
             process.kill()
+
+
+COMPUTES = """
+import time
+import torch
+
+def computes(samples):
+    if samples[0].prompt.text:
+        print("begun", flush=True)
+        square, until = torch.ones(400, 400), time.monotonic() + 1
+        while time.monotonic() < until:
+            square @ square
+    return [0.5 for _ in samples]
+"""
+
+
+def test_ctrl_c_lets_the_reward_end_what_it_computes(tmp_path: Path) -> None:
+    """Torch aborts a process that ends while another of its threads computes."""
+    (tmp_path / "reward.py").write_text(COMPUTES)
+    code = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); from apps.cli import main; main()"
+    command = [sys.executable, "-c", code, "reward", "serve", "reward.py:computes", "--port", "0"]
+    environment = os.environ | {"PYTHONUNBUFFERED": "1", "PYTHONPATH": str(ROOT)}
+    with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, text=True, env=environment) as process:
+        assert process.stdout is not None
+        try:
+            process.stdout.readline()
+            reward = load(f"{process.stdout.readline().strip().rpartition(' ')[2]}?retries=0")
+            client = threading.Thread(target=asked, args=(reward,))
+            client.start()
+            assert process.stdout.readline() == "begun\n"
+            process.send_signal(signal.SIGINT)
+            assert process.stdout.read() == "stopped after 1 samples\n"
+            assert process.wait(60) == 0
+        finally:
+            process.kill()
+    client.join()
+
+
+def asked(reward: Reward) -> None:
+    """The server may be gone before it has answered."""
+    with suppress(UnreachableError):
+        reward(shades(3))
