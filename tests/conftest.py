@@ -6,6 +6,8 @@ import os
 
 # Tiny models gain nothing from several threads, and lose much where the machine is busy.
 os.environ["OMP_NUM_THREADS"] = "1"
+# A proxy of the machine leads elsewhere; servers of tests are here.
+os.environ["NO_PROXY"] = os.environ["no_proxy"] = "127.0.0.1,localhost,::1"
 
 from collections.abc import Callable
 from pathlib import Path
@@ -13,11 +15,16 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from hypothesis import HealthCheck, settings
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from pipelines.diffusion import DiffusionPolicy
 from pipelines.embedded import tokenizer as tokenizers
 from pipelines.families import StableDiffusion
+
+# A machine that pauses for a fifth of a second says nothing about what is tested.
+settings.register_profile("patient", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("patient")
 
 WORDS = ["one", "two", "three", "red", "green", "blue", "ball", "cube", "a"]
 
