@@ -11,12 +11,13 @@ from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import httpx
 import pytest
 from sqlalchemy import select
 
-from diffalign.study import Protocol, Study, StudyPair, database
+from diffalign.study import Protocol, Study, StudyPair, database, store
 from diffalign.study.schema import AssignmentRow, PairRow
 from diffalign.types import Prompt, Sample
 from tests.label_server import LEAN, image_pairs, made, quick_protocol, serving, text_pairs
@@ -71,8 +72,13 @@ def kinds(study: Study) -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def session(tmp_path_factory: pytest.TempPathFactory) -> tuple[Study, list[tuple[float, httpx.Response]]]:
-    """All that a rater is told from the first pair to the end of the study, with the times."""
-    study = made(tmp_path_factory.mktemp("planned") / "study", planned_pairs(), Protocol.parse(RULES), title="Planned")
+    """All that a rater is told from the first pair to the end of the study, with the times.
+
+    What a claim draws depends on the uid, so that this one draws of every kind, in each run.
+    """
+    with patch.object(store, "new_uid", lambda: "0" * 32):
+        folder = tmp_path_factory.mktemp("planned") / "study"
+        study = made(folder, planned_pairs(), Protocol.parse(RULES), title="Planned")
     told = []
     with serving(study.folder, {"ann": "rater"}, code=LEAN) as server, closing(server.client("ann")) as client:
         answer = client.get("/api/turn")
