@@ -95,15 +95,39 @@ def test_training_is_the_same_to_the_bit() -> None:
 
 
 def test_the_reward_of_a_batch_is_asked_while_the_next_is_made() -> None:
-    """4 batches of PAUSE each, and as long for the reward of each: 8 in turn, 5 where one goes on beside the other."""
-    took = {}
-    for waits in (True, False):
-        trainer = job(Slow(waits, PAUSE if waits else 4 * PAUSE), PAUSE)
-        started = time.perf_counter()
-        metrics = trainer.gather().metrics
-        took[waits] = time.perf_counter() - started
-        assert metrics["time/sample"] >= 4 * PAUSE and metrics["time/reward"] > 0
-    assert took[False] >= 8 * PAUSE and 5 * PAUSE <= took[True] < 7 * PAUSE
+    """The reward of each of 4 batches but the last, and the batch after it, go on only when both have begun: in turn
+    neither would. What is made takes 4 times PAUSE, and the last reward, which nothing goes on beside, PAUSE.
+    """
+    together, begun = threading.Barrier(2), list[str]()
+
+    class Meeting(Slow):
+        def __call__(self, samples: Sequence[Sample]) -> Scores:
+            begun.append("judged")
+            if begun.count("judged") < 4:
+                together.wait(60)
+            return super().__call__(samples)
+
+    trainer = job(Meeting(pause=PAUSE), PAUSE)
+    original = trainer.policy.rollout
+
+    def rollout(prompts: Any, seeds: Any) -> Rollout:
+        begun.append("made")
+        if begun.count("made") > 1:
+            together.wait(60)
+        return original(prompts, seeds)
+
+    trainer.policy.rollout = rollout  # type: ignore[method-assign]
+    metrics = trainer.gather().metrics
+    assert begun.count("made") == begun.count("judged") == 4
+    assert metrics["time/sample"] >= 4 * PAUSE and metrics["time/reward"] > 0
+
+
+def test_a_reward_that_computes_is_asked_when_all_batches_are_made() -> None:
+    """4 batches of PAUSE each, and then as long for the reward of all of them: 8 in turn."""
+    started = time.perf_counter()
+    metrics = job(Slow(waits=False, pause=4 * PAUSE), PAUSE).gather().metrics
+    assert time.perf_counter() - started >= 8 * PAUSE
+    assert metrics["time/sample"] >= 4 * PAUSE and metrics["time/reward"] >= 4 * PAUSE
 
 
 class Failing(Slow):
