@@ -164,8 +164,8 @@ def serving(
     else:
         write_users(folder / "users.json", accounts)
     server = Server(folder, options, code, environment or {})
-    server.start()
     try:
+        server.start()
         yield server
     finally:
         if server.process.poll() is None:
