@@ -180,8 +180,9 @@ def checksum(parameters: Iterable[Parameter]) -> int:
 @cache
 def _group() -> Any:
     """For what is exchanged on the CPU, whatever the device that trains."""
+    found = distributed.new_group(backend="gloo", timeout=PATIENCE)
     atexit.register(_part)
-    return distributed.new_group(backend="gloo", timeout=PATIENCE)
+    return found
 
 
 @cache

@@ -134,6 +134,8 @@ class Line:
         try:
             connection.connect()
             sockets.append(connection.sock)
+            if expired.is_set():  # too late for ``expire`` to close it
+                raise TimeoutError
             headers = {"Accept": "application/json", "Connection": "close"}
             headers |= {"Content-Type": "application/json"} if body is not None else {}
             headers |= {"Authorization": f"Bearer {self._token}"} if self._token else {}
