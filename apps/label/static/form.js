@@ -96,17 +96,23 @@ export class Form {
     return structuredClone({ choice, strength, criteria, points, comment });
   }
 
+  /** Sets it, however often: who gives a refused answer again presses its key again. */
   setStrength(value) {
     if (this.locked) return;
-    this.draft.strength = this.draft.strength === value ? null : value;
+    this.draft.strength = value;
     this.changed();
+  }
+
+  /** A press on a button of strength: the chosen one is taken back by another press. */
+  #turn(value) {
+    this.setStrength(this.draft.strength === value ? null : value);
   }
 
   // --- what is shown ---
 
   #strength() {
     const parts = STRENGTHS.map(([word, key], index) =>
-      button({ class: "segment", "aria-pressed": "false", "aria-keyshortcuts": key, onclick: () => this.setStrength(index + 1) },
+      button({ class: "segment", "aria-pressed": "false", "aria-keyshortcuts": key, onclick: () => this.#turn(index + 1) },
         el("span", {}, word), keys(key)),
     );
     this.strengths = parts;
