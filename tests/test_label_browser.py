@@ -717,6 +717,22 @@ def test_a_strength_goes_with_a_side_alone(sit: Sit, server: Server, study: Stud
     assert [vote.strength for vote in votes(study, tie, plain, slight)] == [None, None, 1]
 
 
+def test_a_strength_is_set_again_by_its_key_and_taken_back_by_its_button(
+    sit: Sit, server: Server, study: Study
+) -> None:
+    """Who gives an answer again, after an undo or because a question was missing, presses the same keys again."""
+    seat = sit(server, RATERS[15])
+    seat.page.keyboard.press("k")
+    seat.act("1")
+    seat.act("u")
+    seat.page.keyboard.press("k")
+    again = seat.act("1")
+    for _ in range(2):
+        seat.page.click(".strength button:nth-child(2)")
+    without = seat.act("1")
+    assert [vote.strength for vote in votes(study, again, without)] == [2, None]
+
+
 # --- room, names and contrast ---
 
 
@@ -732,6 +748,42 @@ def test_everything_fits_without_scrolling(width: int, height: int, least: int, 
     assert (found["outside"], found["cut"], found["scrolls"]) == ([], [], False)
     assert found["pictures"][0] == found["pictures"][1], "both sides have the same size"
     assert min(found["pictures"][0]) >= least
+
+
+@pytest.mark.parametrize(("width", "height", "least"), [(390, 844, 180), (360, 740, 150), (844, 390, 190)])
+def test_a_phone_shows_the_pair_while_its_questions_are_answered(
+    width: int, height: int, least: int, sit: Sit, server: Server
+) -> None:
+    """Side by side, as the answers say, and in reach of the finger while the page scrolls through the questions."""
+    seat = sit(server, RATERS[16], viewport={"width": width, "height": height}, has_touch=True, is_mobile=True)
+    to_greys(seat)
+    seat.page.wait_for_selector("#pane .panel-opener")
+    if width <= 640:
+        left, right = (seat.page.locator(f".picture.{side}").bounding_box() for side in ("left", "right"))
+        assert left["y"] == right["y"]
+        assert min(left["width"], left["height"]) >= least
+        seat.page.click(".panel-opener")
+    tools, stage = (seat.page.locator(one).bounding_box() for one in (".tools", ".stage"))
+    assert tools["y"] + tools["height"] <= stage["y"] + 1, "the pair covers no tool"
+    assert seat.script("() => document.querySelector('#pane').scrollWidth") == width
+    seat.script("() => document.querySelector('#comment').scrollIntoView({block: 'end'})")
+    stage, comment = (seat.page.locator(one).bounding_box() for one in (".stage", "#comment"))
+    assert stage["y"] >= 0
+    assert min(stage["height"], stage["width"] / 2) >= least
+    assert stage["y"] + stage["height"] <= comment["y"] < comment["y"] + comment["height"] <= height
+    assert seat.probe("small") == []
+
+
+def test_pictures_above_each_other_stand_in_the_middle(sit: Sit, server: Server) -> None:
+    """A narrow, high window: the pictures are less wide than their boxes, and leave as much on either side."""
+    seat = sit(server, RATERS[16], viewport={"width": 430, "height": 1300})
+    to_greys(seat)
+    boxes = [seat.page.locator(f".picture.{side}").bounding_box() for side in ("left", "right")]
+    assert boxes[0]["y"] + boxes[0]["height"] <= boxes[1]["y"]
+    assert boxes[0]["width"] > boxes[0]["height"] + 12
+    for place in (0.01, 0.99):
+        assert [colour[3] for colour in seat.probe("colours", [place, 0.5])] == [0, 0]
+    assert [colour[3] for colour in seat.probe("colours", [0.5, 0.5])] == [255, 255]
 
 
 def test_a_small_window_says_that_the_questions_go_on_below(tmp_path: Path, sit: Sit) -> None:

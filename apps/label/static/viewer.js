@@ -115,7 +115,7 @@ export class Viewer {
     const picture = this.pictures[side];
     const fit = Math.min(boxWidth / picture.width, boxHeight / picture.height) * this.view.scale;
     const [width, height] = [picture.width * fit, picture.height * fit];
-    const lean = this.element.dataset.stacked ? 0.5 : side === "left" ? 1 : 0;
+    const lean = "stacked" in this.element.dataset ? 0.5 : side === "left" ? 1 : 0;
     const place = (share, size, box, rest) =>
       size <= box ? (box - size) * rest : clamp(box / 2 - share * size, box - size, 0);
     return {
