@@ -326,6 +326,11 @@ def test_what_is_wrong_in_a_table(tmp_path: Path, content: str, overrides: list[
         ("axes.side=3", r"axes.side: an axis is a list of values"),
         ("axes.side={integer: [5, 2]}", r"axes.side: the range goes from 5 to 2"),
         ("axes.side={integer: [1, 2], mean: 1}", r"axes.side: mean and sd go with distribution: normal"),
+        (
+            "axes.side={integer: [20, 80], distribution: normal, mean: 500, sd: 12}",
+            r"axes.side: a normal distribution of mean 500 and sd 12 has next to nothing from 20 to 80; the mean",
+        ),
+        ("axes.side={number: [1, 2], distribution: normal, mean: .nan, sd: 1}", r"axes.side: mean and sd are finite"),
         ("axes.side={integer: [1, 2], men: 1}", r"axes.side: unknown field men; did you mean mean\?"),
         ("splits={train: 0.8, test: 0.1}", r"splits add up to 0.9, not to 1"),
         ("splits={../x: 1.0}", r"splits: '../x' is no name of a split"),

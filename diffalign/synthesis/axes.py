@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from statistics import NormalDist
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
@@ -15,6 +16,8 @@ from diffalign.synthesis.faults import made, meant
 Cell = str | int | float | bool
 When = dict[str, Any]
 """A value or a list of values, by column."""
+LEAST = 1e-6
+"""Share of a normal distribution that a range beside its mean has to hold: below it numbers crowd at one end."""
 
 
 class Category(Section):
@@ -63,7 +66,23 @@ class Numbers(Section):
         normal = self.distribution == "normal"
         if (self.mean is not None, self.sd is not None) != (normal, normal):
             raise ValueError("mean and sd go with distribution: normal, both of them")
+        if normal and low < high:
+            self._lies_within()
         return self
+
+    def _lies_within(self) -> None:
+        """Raises ValueError where nearly every number would stand at one end of the range."""
+        assert self.mean is not None
+        assert self.sd is not None
+        if not (math.isfinite(self.mean) and math.isfinite(self.sd)):
+            raise ValueError(f"mean and sd are finite numbers; got {self.mean:g} and {self.sd:g}")
+        low, high = self.range
+        curve = NormalDist(self.mean, self.sd)
+        if not low <= self.mean <= high and curve.cdf(high) - curve.cdf(low) < LEAST:
+            raise ValueError(
+                f"a normal distribution of mean {self.mean:g} and sd {self.sd:g} has next to nothing from {low:g} to "
+                f"{high:g}; the mean belongs into the range, or near it"
+            )
 
     @property
     def range(self) -> tuple[float, float]:
