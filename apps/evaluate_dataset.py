@@ -20,7 +20,7 @@ from apps.dataset_features import Encoder, Looks, Made, chosen, encoder, look, s
 from apps.dataset_privacy import report
 from apps.progress import Status
 from diffalign.errors import ConfigError, InputError
-from diffalign.runs import write_text
+from diffalign.runs import check_writable, write_text
 from diffalign.synthesis import estimates, fidelity, privacy, release, sums, tabular, utility
 from diffalign.synthesis.cases import Value
 from diffalign.synthesis.estimates import Estimate
@@ -110,6 +110,7 @@ def run(
     index = source(training, training=True) if training else None
     encode = encoder(encoder_name)
     place = out or made.generated.folder
+    check_writable(place)
     with Stages() as status:
         known = look(real, encode, status, "real images")
         if len(known) <= fidelity.NEAREST:
@@ -142,7 +143,6 @@ def run(
             "dataset": base.name, "spec_sha256": base.generated.manifest.spec_sha256, **other.to_json(encode),
             "difference": compared(found, other),
         }  # fmt: skip
-    place.mkdir(parents=True, exist_ok=True)
     write_text(place / NAME, _dumps(facts))
     write_text(place / release.NAME, _dumps(safe | release.about(made.generated.folder)))
     dataset_report.write(made.generated.folder, place)

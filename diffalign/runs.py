@@ -14,9 +14,10 @@ import os
 import platform
 import shutil
 import subprocess
+import tempfile
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
@@ -59,6 +60,15 @@ def disk_errors(doing: str, path: Path) -> Iterator[None]:
         else:
             raise
         raise RefusedError(f"{doing}: {reason}; what was written before is intact") from error
+
+
+def check_writable(folder: Path) -> None:
+    """Raises RefusedError where nothing can be written into a folder, or where it cannot be made: before long work."""
+    place = Path(os.path.abspath(folder))
+    with disk_errors(f"cannot write into {folder}", place):
+        there = next(one for one in (place, *place.parents) if one.exists())
+        with tempfile.TemporaryFile(dir=there):
+            pass
 
 
 _OF_DISKS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
@@ -126,7 +136,8 @@ def new_file(path: Path) -> Iterator[Path]:
             temporary.replace(path)
             flush_folder(path.parent)
     except BaseException:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # where nothing can be removed either, that is not what went wrong
+            temporary.unlink(missing_ok=True)
         raise
 
 

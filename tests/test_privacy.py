@@ -284,6 +284,13 @@ def test_without_a_training_index_privacy_is_not_assessed(tmp_path: Path) -> Non
     assert facts["table"]["columns"].keys() == {"plane", "age"}
 
 
+def test_a_place_that_takes_no_file_is_told_before_anything_is_looked_at(tmp_path: Path) -> None:
+    made, real = generated(tmp_path / "made", 12).folder, pictures(tmp_path / "real", range(500, 515))
+    code, told = evaluate(made, "--against", real, "--out", real / "metadata.jsonl" / "out")
+    assert code == 2 and "cannot write into" in told and "not a directory" in told
+    assert "real images" not in told
+
+
 def test_copies_of_training_images_fail_by_the_command(tmp_path: Path) -> None:
     made = generated(tmp_path / "made", 12, image=lambda number: drawn(900 + number)).folder
     real = pictures(tmp_path / "real", range(500, 700))

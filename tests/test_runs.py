@@ -15,7 +15,7 @@ import torch
 
 from diffalign.config import parse
 from diffalign.errors import ConfigError, NotFoundError, RefusedError
-from diffalign.runs import Run, new_folder, recover, unused_folder, write_text
+from diffalign.runs import Run, check_writable, new_file, new_folder, recover, unused_folder, write_text
 
 CONFIG = parse({"model": "m", "rewards": ["r"], "prompts": {"source": "emoji"}})
 
@@ -42,6 +42,18 @@ def test_a_full_disk_is_one_sentence_and_keeps_the_last_checkpoint(small_disk: P
     with pytest.raises(RefusedError):
         write_text(run.path / "config.yaml", "x" * 3_000_000)
     assert (run.path / "config.yaml").read_text().startswith("name: run")
+
+
+def test_a_place_that_takes_no_file_is_one_sentence(tmp_path: Path) -> None:
+    """Nor can the half file be removed there: that hides nothing."""
+    (tmp_path / "file").write_text("x")
+    for place in (tmp_path / "file", tmp_path / "file" / "folder"):
+        with pytest.raises(RefusedError, match=r"cannot write .*pairs.parquet: "), new_file(place / "pairs.parquet"):
+            pass
+        with pytest.raises(RefusedError, match=r"cannot write into .*file.*: not a directory"):
+            check_writable(place)
+    check_writable(tmp_path / "new" / "folder")
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
 def test_checkpoints_are_kept_up_to_a_number_and_in_numeric_order(tmp_path: Path) -> None:
