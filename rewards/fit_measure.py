@@ -30,6 +30,8 @@ FEWEST_IN_GROUP = 10
 """Decided pairs below which a subgroup is not shown: its accuracy would be chance."""
 MOST_VALUES = 8
 """Different values up to which an attribute of the prompts makes subgroups."""
+HARDLY = 0.02
+"""A gain of accuracy that nobody would collect labels for."""
 SHARES = (0.125, 0.25, 0.5, 1.0)
 
 
@@ -239,19 +241,23 @@ def curve(
     gain = None
     if last is not None:
         more, groups = whole.right()
-        gain = mean_interval(more - last.right()[0], groups)
+        gain = {**mean_interval(more - last.right()[0], groups, (-1.0, 1.0)), "n": len(more)}
     return {"points": points, "gain_of_last_doubling": gain, "more_labels": sentence(gain)}
 
 
 def sentence(gain: Mapping[str, Any] | None) -> str:
-    """Whether more labels would help, from what the last doubling of the training prompts gained in accuracy."""
+    """Whether more labels would help, from what the last doubling of the training prompts gained in accuracy.
+
+    That they hardly would is said of enough pairs only: where none of ``n`` went over from wrong to right, of other
+    pairs a share of up to 3 / n still may (the rule of three).
+    """
     if gain is None or gain["ci95"] is None:
         return "Whether more labels would help is not known: there are too few prompts to tell."
     low, high = gain["ci95"]
     size = f"{100 * gain['mean']:+.1f} points of accuracy (95 % interval {100 * low:+.1f} to {100 * high:+.1f})"
     if low > 0:
         return f"More labels would probably help: the last doubling of the training prompts gained {size}."
-    if high < 0.02:
+    if max(high, 3 / gain["n"]) < HARDLY:
         return f"More labels of this kind would hardly help: the last doubling of the training prompts gained {size}."
     return f"Whether more labels would help cannot be told: the last doubling of the training prompts gained {size}."
 

@@ -263,7 +263,12 @@ def test_repeats_and_contradictions() -> None:
     summary.add(files.pair("a", 0, (0, 1), criterion="anatomy", rater="r1"))  # another question
     summary.add(files.pair("b", 0, (0, 1), rater="r1"))  # another prompt
     assert (summary.repeated, summary.contradictory) == (2, 1)
-    assert "1 pairs have labels that contradict each other, by one rater or several." in summary.warnings()
+    summary.add(files.pair("a", 1, (0, 1), criterion="anatomy", rater="r2"))  # torn in two questions, and one pair
+    assert (summary.repeated, summary.contradictory, summary.different()) == (2, 1, 2)
+    assert summary.to_json()["prompts"]["pairs_each"] == {"min": 1, "median": 1, "max": 1}
+    assert (
+        "1 pairs have labels that contradict each other in one question, by one rater or several." in summary.warnings()
+    )
 
 
 def test_identical_and_unequal_samples() -> None:

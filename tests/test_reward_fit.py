@@ -307,10 +307,12 @@ def test_the_numbers_of_a_card() -> None:
     ("gain", "words"),
     [
         (None, "not known"),
-        ({"mean": 0.05, "ci95": None}, "not known"),
-        ({"mean": 0.05, "ci95": [0.01, 0.09]}, "would probably help"),
-        ({"mean": 0.0, "ci95": [-0.02, 0.015]}, "would hardly help"),
-        ({"mean": 0.02, "ci95": [-0.03, 0.07]}, "cannot be told"),
+        ({"mean": 0.05, "ci95": None, "n": 40}, "not known"),
+        ({"mean": 0.05, "ci95": [0.01, 0.09], "n": 40}, "would probably help"),
+        ({"mean": 0.0, "ci95": [-0.02, 0.015], "n": 200}, "would hardly help"),
+        ({"mean": 0.02, "ci95": [-0.03, 0.07], "n": 200}, "cannot be told"),
+        ({"mean": -0.08, "ci95": [-0.24, 0.0], "n": 25}, "cannot be told"),
+        ({"mean": 0.0, "ci95": [-0.01, 0.01], "n": 140}, "cannot be told"),
     ],
 )
 def test_whether_more_labels_help_is_said_with_its_doubt(gain: dict[str, object] | None, words: str) -> None:

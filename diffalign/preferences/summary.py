@@ -29,6 +29,7 @@ class Summary:
         """Labels other than 0, 0.5 and 1."""
         self.label_sum = 0.0
         self.prompts: Counter[int] = Counter()
+        """Different pairs of each."""
         self.criteria: Counter[str] = Counter()
         self.raters: Counter[str] = Counter()
         self.sizes: Counter[tuple[int, int]] = Counter()
@@ -37,7 +38,8 @@ class Summary:
         self.identical_decided = 0
         self.repeated = 0
         self.swapped = 0
-        self.contradictory = 0
+        self._torn: set[int] = set()
+        """Pairs of which one question has both answers."""
         self._seen: dict[int, int] = {}
         self._judgements: set[int] = set()
         self._pairs: set[int] = set()
@@ -54,7 +56,6 @@ class Summary:
         self.labels["ties" if item.label == 0.5 else "first" if item.label > 0.5 else "second"] += 1
         self.soft += item.label not in (0, 0.5, 1)
         self.label_sum += item.label
-        self.prompts[_hash(item.prompt.key)] += 1
         self.criteria[item.criterion] += 1
         self.raters[item.rater] += 1
         images = [sample.image for sample in (item.first, item.second) if sample.image is not None]
@@ -72,7 +73,9 @@ class Summary:
             self.identical += 1
             self.identical_decided += item.label != 0.5
         swapped = first > second
-        self._pairs.add(_hash(item.prompt.key, *sorted((first, second))))
+        shown = _hash(item.prompt.key, *sorted((first, second)))
+        self.prompts[_hash(item.prompt.key)] += shown not in self._pairs
+        self._pairs.add(shown)
         pair = _hash(item.prompt.key, item.criterion, *sorted((first, second)))
         judgement = _hash(pair, item.rater)
         before = self._seen.get(pair, 0)
@@ -83,12 +86,18 @@ class Summary:
         # Bits: 1 and 2, which of the two was preferred by anybody; 4, the order of the first time.
         won = 0 if item.label == 0.5 or first == second else 1 if (item.label > 0.5) != swapped else 2
         now = before | won if before else 8 | won | 4 * swapped
-        self.contradictory += now & 3 == 3 and before & 3 != 3
+        if now & 3 == 3:
+            self._torn.add(shown)
         self._seen[pair] = now
 
     def different(self) -> int:
         """How many different pairs there are, in whichever order."""
         return len(self._pairs)
+
+    @property
+    def contradictory(self) -> int:
+        """How many different pairs have labels that contradict each other, of whichever criterion."""
+        return len(self._torn)
 
     def position(self) -> tuple[float | None, tuple[float, float], int]:
         """Share of decided pairs in which the first is preferred, its 95 % interval, and how many are decided.
@@ -122,7 +131,10 @@ class Summary:
                 " were not shuffled, or raters favour one."
             )
         for count, text in (
-            (self.contradictory, "pairs have labels that contradict each other, by one rater or several."),
+            (
+                self.contradictory,
+                "pairs have labels that contradict each other in one question, by one rater or several.",
+            ),
             (
                 self.repeated,
                 f"rows repeat a judgement of the same rater ({self.swapped} of them with the sides swapped).",
