@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageDraw, ImageFont, ImageOps
+from PIL import Image, ImageDraw, ImageFont, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from diffalign.errors import ConfigError, InputError, NotFoundError
@@ -129,6 +129,8 @@ def _decoded(source: Path | io.BytesIO) -> Image.Image:
             return to_rgb(ImageOps.exif_transpose(image))
     except (PermissionError, InputError):
         raise
+    except UnidentifiedImageError as error:
+        raise InputError(f"it is none of {', '.join(FORMATS)}") from error
     # Pillow's decoders report a broken file by many errors, SyntaxError and struct.error among them.
     except Exception as error:
         given = repr(str(source)) if isinstance(source, Path) else repr(source)

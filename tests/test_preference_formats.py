@@ -336,7 +336,10 @@ BAD_ROWS = [
         {"image_1": "https://example.org/1.png"},
         "an address: image_1 is 'https://example.org/1.png'; nothing is downloaded",
     ),
-    ({"image_1": "notes.txt"}, "unreadable image: image_1 'notes.txt' is not an image that can be decoded"),
+    (
+        {"image_1": "notes.txt"},
+        "unreadable image: image_1 'notes.txt' is not an image that can be decoded: it is none of PNG, JPEG, WEBP,",
+    ),
     ({"image_1": "cut.png"}, "unreadable image: image_1 'cut.png' is not an image that can be decoded"),
     ({"image_1": "bomb.png"}, "unreadable image: image_1 'bomb.png' is not an image that can be decoded"),
     ({"image_1": "drawing.eps"}, "unreadable image: image_1 'drawing.eps' is not an image that can be decoded"),

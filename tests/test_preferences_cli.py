@@ -224,6 +224,14 @@ def _binary(desk: Path) -> None:
     (desk / "file").write_bytes(files.png(0))
 
 
+def _utf_16(desk: Path) -> None:
+    (desk / "file").write_text("prompt,text_0,text_1,label\na,b,c,left\n", encoding="utf-16")
+
+
+def _latin_1(desk: Path) -> None:
+    (desk / "file").write_text("prompt;text_0;text_1;label\nMünchen;b;c;left\n", encoding="latin-1")
+
+
 def _prose(desk: Path) -> None:
     (desk / "file").write_text("Dear all,\nhere are the pairs.\n")
 
@@ -292,6 +300,8 @@ def _nothing(desk: Path) -> None:
         (_nothing, "there is no preference file file"),
         (_empty, "file is empty"),
         (_binary, "file is a binary file, but not Parquet; preferences are Parquet, JSON, JSON lines or CSV"),
+        (_utf_16, "file is text in UTF-16, as some spreadsheets write it; save it as UTF-8"),
+        (_latin_1, "not UTF-8: the byte 0xfc is none of it; in a spreadsheet save as CSV UTF-8"),
         (_prose, "file has the columns Dear all, which are none of a known format"),
         (_half_parquet, "file is not a Parquet file, or only a part of one"),
         (_no_rows, "file has no rows"),

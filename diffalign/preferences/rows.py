@@ -76,6 +76,8 @@ def reader(path: Path) -> Callable[[Path], Rows]:
         raise InputError(f"{path} is empty")
     if head.startswith(b"PAR1"):
         return parquet.rows
+    if head.startswith((b"\xff\xfe", b"\xfe\xff")):
+        raise InputError(f"{path} is text in UTF-16, as some spreadsheets write it; save it as UTF-8")
     if b"\0" in head:
         raise InputError(f"{path} is a binary file, but not Parquet; preferences are Parquet, JSON, JSON lines or CSV")
     first = head.removeprefix(b"\xef\xbb\xbf").lstrip()[:1]
@@ -137,5 +139,11 @@ def csv_rows(path: Path) -> Rows:
                 cells = {name: cell for name, cell in row.items() if cell not in ("", None)}
                 extra = None in cells
                 yield f"line {table.line_num + 1}", "too many cells: more than the header has names" if extra else cells
-        except (csv.Error, UnicodeDecodeError) as error:
+        except UnicodeDecodeError as error:
+            byte = f"{error.object[error.start]:#04x}"
+            yield (
+                "the rest of the file",
+                f"not UTF-8: the byte {byte} is none of it; in a spreadsheet save as CSV UTF-8",
+            )
+        except csv.Error as error:
             yield "the rest of the file", f"not CSV: {error}"
