@@ -9,7 +9,7 @@ from pathlib import Path
 
 import click
 
-from apps import build, hashes, report, resumption, reward_stage, samples, sources, warm_up_stage
+from apps import build, hashes, report, report_diffusers, resumption, reward_stage, samples, sources, warm_up_stage
 from apps.outcome import show
 from apps.progress import Status
 from diffalign import processes, shares
@@ -163,7 +163,8 @@ class Job:
         if self.crew.first:
             if resume:
                 self.directory.write_config(config)
-            self.directory.write_environment(config.seed, hashes.of(self.resolved))
+            own = {"pipeline": report_diffusers.facts(policy.family)} if isinstance(policy, DiffusionPolicy) else {}
+            self.directory.write_environment(config.seed, hashes.of(self.resolved), **own)
         if config.objective.name in ("dpo", "robust-dpo") and not config.objective.sft_weight and trainer.epoch == 0:
             status.say(_WATCH)
         total = config.trainer.epochs

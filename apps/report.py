@@ -15,7 +15,7 @@ from typing import Any
 import yaml
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from apps import report_curves, report_measures, report_pictures, warm_up_stage
+from apps import report_curves, report_diffusers, report_measures, report_pictures, warm_up_stage
 from apps.charts import Mark
 from apps.report_measures import Row, Win
 from diffalign.config import RunConfig, load
@@ -64,6 +64,7 @@ def context(run: Run) -> dict[str, Any]:
     measures = report_measures.table(evaluation)
     name = str((evaluation.get("win_rate") or {}).get("by") or _main_name(config, rows))
     main = next((row for row in measures if row.depth == 0 and row.name == name), None)
+    environment = _read(run.path / "environment.json")
     groups, tally = report_pictures.pairs(run.path / "samples", _sign(evaluation, name), config.seed)
     return {
         "config": config,
@@ -93,7 +94,8 @@ def context(run: Run) -> dict[str, Any]:
         "tally": tally,
         "grids": report_pictures.grids(run.path / "samples"),
         "charts": charts(rows, evaluation, name, _marks(main, rows), base(config)),
-        "environment": _public_tree(_read(run.path / "environment.json")),
+        "environment": _public_tree(environment),
+        "call": report_diffusers.call(config, environment.get("pipeline") or {}),
         "saved": next((kind for kind in ("adapter", "model") if (run.path / kind).is_dir()), None),
         "limitations": limitations(config, measures),
     }

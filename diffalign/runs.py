@@ -244,9 +244,9 @@ class Run:
         if self._began == "folder":
             self.path.rmdir()
 
-    def write_environment(self, seed: int, hashes: Mapping[str, str]) -> None:
-        """Versions, git revision, hardware, seed, and the hashes of base model and rewards."""
-        write_text(self.path / "environment.json", json.dumps(environment(seed, hashes), indent=2) + "\n")
+    def write_environment(self, seed: int, hashes: Mapping[str, str], **more: Any) -> None:
+        """Versions, git revision, hardware, seed, the hashes of base model and rewards, and ``more`` of the model."""
+        write_text(self.path / "environment.json", json.dumps(environment(seed, hashes) | more, indent=2) + "\n")
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
         """Adds a line to ``metrics.jsonl``. A number that is not finite has no place in JSON and is left out."""
