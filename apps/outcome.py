@@ -10,7 +10,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from apps.report_measures import unchanged
+from apps.report_measures import decimals, unchanged
 from diffalign.evaluation import FEWEST_PROMPTS, Evaluation
 
 
@@ -25,8 +25,8 @@ def show(outcome: Evaluation) -> None:
     known = {name: row for name, row in rows.items() if row["difference"]["mean"] is not None}
     for name, row in known.items():
         table.add_row(
-            name, f"{row['before']['mean']:.3f}", f"{row['after']['mean']:.3f}",
-            _difference(row["difference"]), str(row["before"]["n"]),
+            name, *(f"{row[side]['mean']:.{_places(row)}f}" for side in ("before", "after")),
+            _difference(row["difference"], _places(row)), str(row["before"]["n"]),
             "yes" if row["trained_on"] else "no",
         )  # fmt: skip
     console = Console() if sys.stdout.isatty() else Console(width=120)
@@ -45,11 +45,16 @@ def show(outcome: Evaluation) -> None:
     console.print(data["verdict"]["text"], highlight=False)
 
 
-def _difference(found: Mapping[str, Any]) -> str:
+def _places(row: Mapping[str, Any]) -> int:
+    """Three decimals, and more where what is measured is small."""
+    return max(3, decimals([row["before"]["mean"], row["after"]["mean"]]))
+
+
+def _difference(found: Mapping[str, Any], places: int) -> str:
     """Mean and interval; where no sample scored differently, that in words."""
     if unchanged(found):
         return "unchanged in every sample"
-    return f"{found['mean']:+.3f} ({_ends(found, '+.3f')})"
+    return f"{found['mean']:+.{places}f} ({_ends(found, f'+.{places}f')})"
 
 
 def _ends(found: Mapping[str, Any], form: str) -> str:

@@ -90,7 +90,6 @@ def context(run: Run) -> dict[str, Any]:
         "distances": report_measures.distances(evaluation, config.modality),
         "evaluation_seconds": report_measures.finite(evaluation.get("seconds")),
         "groups": groups,
-        "places": report_pictures.PLACES,
         "tally": tally,
         "grids": report_pictures.grids(run.path / "samples"),
         "charts": charts(rows, evaluation, name, _marks(main, rows), base(config)),

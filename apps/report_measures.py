@@ -17,6 +17,7 @@ Interval = tuple[float, float | None, float | None]
 """Mean, and the lower and upper end of its 95 % interval; None where there were too few prompts for one."""
 TOO_FEW = "too few prompts for an interval"
 
+MOST_DECIMALS = 8
 NARROW = 0.05
 """Fractions whose intervals span less than this get an axis of their own: on 0 to 1 they would be one dot."""
 
@@ -101,9 +102,9 @@ def _row(name: str, entry: Mapping[str, Any], measures: Collection[str]) -> Row:
         before=before,
         after=after,
         change=change,
-        direction="unclear" if wanted is None else _direction(change, sign, _places(known)),
+        direction="unclear" if wanted is None else _direction(change, sign, decimals(known)),
         plot=_plot(name, before, after),
-        places=_places(known),
+        places=decimals(known),
         unchanged=unchanged(entry.get("difference") or {}),
     )
 
@@ -137,8 +138,11 @@ def _direction(change: Interval | None, sign: int, places: int) -> Direction:
     return "better" if sign * change[0] > 0 else "worse"
 
 
-def _places(values: Sequence[float]) -> int:
+def decimals(values: Sequence[float]) -> int:
+    """How many decimals numbers of this size are shown with: three, fewer of large ones, more of those below 0.1."""
     largest = max(map(abs, values), default=0.0)
+    if 0 < largest < 0.1:
+        return min(2 - math.floor(math.log10(largest)), MOST_DECIMALS)
     return 3 if largest < 10 else 2 if largest < 100 else 1 if largest < 1000 else 0
 
 

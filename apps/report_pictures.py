@@ -14,6 +14,7 @@ from typing import Any
 
 from PIL.Image import Image
 
+from apps.report_measures import decimals
 from diffalign import images
 from diffalign.errors import DiffalignError
 from diffalign.evaluation import SAME
@@ -26,7 +27,7 @@ MOST_GRIDS = 8
 HEAVY = 300_000
 """Bytes above which a picture is inlined as a JPEG; below it as a PNG, which keeps every pixel."""
 PLACES = 3
-"""Decimals of a score beside a picture."""
+"""Decimals of a score beside a picture, and more where all scores are small."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,8 @@ class Pair:
     before_image: str | None
     """Data URI; None where the file is missing or broken."""
     after_image: str | None
+    places: int
+    """Decimals that its scores are shown with."""
     small: bool
     """Whether the image is shown larger than it is, so that its pixels should stay sharp."""
     before_text: str | None = None
@@ -55,7 +58,7 @@ class Pair:
         """
         if self.before is None or self.after is None:
             return None
-        return round(round(self.after, PLACES) - round(self.before, PLACES), PLACES)
+        return round(round(self.after, self.places) - round(self.before, self.places), self.places)
 
     @property
     def same(self) -> bool:
@@ -104,8 +107,11 @@ def pairs(samples: Path, sign: int, seed: int) -> tuple[list[Group], Tally | Non
     worse = sorted((i for i in known if gains[i] < -SAME), key=lambda i: (gains[i], i))
     tally = Tally(len(better), len(known) - len(better) - len(worse), len(worse), len(records) - len(known))
 
+    scores = [_score(record.get(side)) for record in records for side in ("before", "after")]
+    places = max(PLACES, decimals([score for score in scores if score is not None]))
+
     def shown(indices: Sequence[int]) -> list[Pair]:
-        return [_pair(samples, i, records[i]) for i in indices]
+        return [_pair(samples, i, records[i], places) for i in indices]
 
     if len(records) <= 3 * PER_GROUP:
         note = "Every saved pair, in the order of the evaluation."
@@ -161,7 +167,7 @@ def _score(value: object) -> float | None:
     return float(value) if isinstance(value, int | float) and math.isfinite(value) else None
 
 
-def _pair(samples: Path, index: int, record: Mapping[str, Any]) -> Pair:
+def _pair(samples: Path, index: int, record: Mapping[str, Any], places: int) -> Pair:
     before, small = _read(samples / "before" / f"{index:03d}.png", PICTURE_SIDE)
     after, _ = _read(samples / "after" / f"{index:03d}.png", PICTURE_SIDE)
     return Pair(
@@ -171,6 +177,7 @@ def _pair(samples: Path, index: int, record: Mapping[str, Any]) -> Pair:
         after=_score(record.get("after")),
         before_image=before,
         after_image=after,
+        places=places,
         small=small,
         before_text=record.get("before_text"),
         after_text=record.get("after_text"),

@@ -356,6 +356,23 @@ def test_before_after_and_change_of_a_pair_agree_in_every_digit(tmp_path: Path) 
     assert page.count("<b>0.730</b>") == 3 and "<b>0.725</b>" in page and "score 0.725" in page
 
 
+def test_small_numbers_keep_three_digits(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A reward of some hundredths: 0.0451 to 0.0463 was shown as 0.045 to 0.046, and a gain of 0.0004 as 0.000."""
+    assert [report_measures.decimals([value]) for value in (0.0, 0.5, 0.099, 0.00123, 1e-12, 50)] == [3, 3, 4, 5, 8, 2]
+    run = start(tmp_path / "run")
+    log(run, 3)
+    small = entry(0.0451, 0.0463, 0.0004, trained_on=True)
+    (run.path / "evaluation.json").write_text(json.dumps(evaluation(rewards={"emoji-checker": small})))
+    add_pictures(run, [(0.0451, 0.0455), (0.0463, 0.0461)])
+    text = Page(report.render(run)).text
+    assert "rose from 0.0451 to 0.0463: a difference of +0.0012 (95 % interval +0.0008 to +0.0016)" in text
+    assert "▲ +0.0004" in text and "▼ −0.0002" in text
+    values = np.full(8, 0.0451)
+    measured = Measure(values, values + 0.0004, trained_on=True)
+    outcome.show(Evaluation({"redness": measured}, np.arange(8), "redness", (0.5, 0.5), {}))
+    assert "0.0451" in (shown := capsys.readouterr().out) and "+0.0004" in shown
+
+
 def test_broken_and_missing_pictures_are_said_to_be(finished: Run) -> None:
     (finished.path / "samples" / "before" / "000.png").write_bytes(b"no picture")
     (finished.path / "samples" / "after" / "001.png").unlink()
