@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import click
 import psutil
 import torch
+from pydantic import BaseModel
 
 from apps import build, resumption, sources
 from diffalign import optimisers
@@ -42,12 +44,13 @@ def run(recipe: str, overrides: Sequence[str], out: Path | None = None, *, resum
     whole = config.model_copy(update={"trainer": config.trainer.model_copy(update={"shard": False})})
     policy = build.policy(whole)  # dividing it takes other processes
     trained = sum(p.numel() for p in policy.trainable().values())
+    size = _size(policy, adapted=config.adapter is not None)
     sampled, measured, evaluated = generated(config, len(held_out))
     experience: str = config.experience.source
     if config.experience.rater is not None:
         experience += f", judged by the simulated raters {config.experience.rater}"
     for label, value in {
-        "model": f"{config.model}, {_size(policy) / 1e6:.2f} M parameters{PARTS[config.modality]}",
+        "model": f"{config.model}, {size / 1e6:.2f} M parameters{PARTS[config.modality]}",
         "trained parameters": f"{trained:,}",
         "device": f"{policy.device}, {config.precision}",
         **({"compiled": build.compiled(policy)} if config.compile else {}),
@@ -68,6 +71,18 @@ def run(recipe: str, overrides: Sequence[str], out: Path | None = None, *, resum
     }.items():
         click.echo(f"{label + ':':<20} {value}")
     click.echo("\n" + dump(config), nl=False)
+    if null := [*left_out(config, config.model_dump())] if config.modality == "image" else []:
+        click.echo(f"# null, and then not written: {', '.join(null)}")
+
+
+def left_out(section: BaseModel, written: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+    """Fields that could be set and are in no file while they are null, dotted."""
+    for name in type(section).model_fields:
+        value = getattr(section, name)
+        if name not in written and value is None:
+            yield prefix + name
+        elif name in written and isinstance(value, BaseModel):
+            yield from left_out(value, written[name], f"{prefix}{name}.")
 
 
 def _done(directory: Run, config: RunConfig) -> str:
@@ -185,9 +200,11 @@ WORK = {"image": _denoising, "text": _writing}
 PARTS = {"image": " in the denoiser", "text": ""}
 
 
-def _size(policy: DiffusionPolicy | LanguagePolicy) -> int:
+def _size(policy: DiffusionPolicy | LanguagePolicy, *, adapted: bool) -> int:
+    """Parameters of the model itself: an adapter is counted as what is trained."""
     model = policy.family.denoiser if isinstance(policy, DiffusionPolicy) else policy.model
-    return sum(p.numel() for p in model.parameters())
+    adapter = sum(p.numel() for p in policy.trainable().values()) if adapted else 0
+    return sum(p.numel() for p in model.parameters()) - adapter
 
 
 def memory(policy: DiffusionPolicy | LanguagePolicy, config: RunConfig) -> int:

@@ -15,6 +15,7 @@ import yaml
 from click.testing import CliRunner, Result
 from diffusers import StableDiffusionPipeline
 from PIL import Image
+from safetensors.numpy import load_file
 
 from apps import build, dry_run
 from apps.cli import main
@@ -126,6 +127,8 @@ def test_dry_run_prints_the_plan_and_writes_nothing(desk: Path) -> None:
     assert "24 in training, 4 measured on the way, 8 to evaluate" in result.output
     assert "memory estimate:" in result.output and "timestep_fraction: 1.0" in result.output
     assert "not counted:" in result.output
+    null = "sampler.noise, sampler.window, evaluation.steps, evaluation.eta"
+    assert f"# null, and then not written: {null}" in result.output.replace("sampler.size, ", "")
     assert not (desk / "runs").exists()
 
 
@@ -134,6 +137,15 @@ def test_lists_import_no_model_library(what: str) -> None:
     code = f"import sys; from apps import listing; listing.show({what!r}); print(*sorted(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert not {"diffusers", "transformers", "torch"} & set(done.stdout.splitlines()[-1].split())
+
+
+def test_the_plan_counts_the_adapter_as_trained_and_not_as_the_model(desk: Path) -> None:
+    """The U-Net of the checkpoint, counted from its file, is what the plan calls the model."""
+    file = next((Path(build.configuration("run.yaml", []).model) / "unet").glob("*.safetensors"))
+    count = sum(tensor.size for tensor in load_file(file).values())
+    for adapter in ("{rank: 64}", "null"):
+        plan = diffalign("align", "run.yaml", "--set", f"adapter={adapter}", "--dry-run").output
+        assert f", {count / 1e6:.2f} M parameters in the denoiser" in plan
 
 
 def test_a_dry_run_of_a_resumed_run_plans_from_the_run_itself(desk: Path) -> None:
