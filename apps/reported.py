@@ -26,6 +26,7 @@ def reported(command: Callable[..., None]) -> Callable[..., None]:
     @wraps(command)
     def run(*args: Any, **options: Any) -> None:
         logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING, stream=sys.stderr)
+        logging.getLogger("huggingface_hub").propagate = False  # it has a handler of its own, and would say all twice
         os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
         if int(os.environ.get("WORLD_SIZE", "1")) > 1 and command.__name__ not in SEVERAL:
             click.echo(

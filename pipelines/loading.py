@@ -8,6 +8,7 @@ from typing import Any, Literal
 import torch
 from diffusers import DiffusionPipeline, StableDiffusionPipeline
 from diffusers.utils import logging as diffusers_logging
+from huggingface_hub.errors import LocalEntryNotFoundError
 from peft.utils import set_peft_model_state_dict
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -86,7 +87,20 @@ def _not_loaded(model: str, local: bool, error: Exception) -> InputError | NotFo
     reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
     if local:
         return InputError(f"model {model} cannot be loaded, its files are incomplete or corrupt: {reason}")
+    if (first := _unreached(error)) is not None:
+        return NotFoundError(
+            f"model {model} is not on this machine, and the hub could not be reached ({first}); give a local folder, or"
+            " try again with a connection"
+        )
     return NotFoundError(f"model {model} is not on this machine and could not be fetched: {reason}")
+
+
+def _unreached(error: BaseException) -> str | None:
+    """Why the hub could not be reached, where that is what came first: the libraries say that a file is missing."""
+    chain = [error]
+    while (cause := chain[-1].__cause__ or chain[-1].__context__) is not None:
+        chain.append(cause)
+    return str(chain[-1]) if any(isinstance(one, LocalEntryNotFoundError) for one in chain) else None
 
 
 def load_policy(  # noqa: PLR0913 - one keyword for each choice that a model is loaded with

@@ -16,13 +16,14 @@ from diffusers import (
     FlowMatchEulerDiscreteScheduler,
     StableDiffusionXLPipeline,
 )
+from huggingface_hub.errors import LocalEntryNotFoundError
 from torch import Tensor
 
 from diffalign.config import AdapterConfig, SamplerConfig
-from diffalign.errors import ConfigError, InputError
+from diffalign.errors import ConfigError, InputError, NotFoundError
 from diffalign.sampling import WindowConfig
 from diffalign.types import Prompt
-from pipelines import diffusion
+from pipelines import diffusion, loading
 from pipelines.diffusion import DiffusionPolicy
 from pipelines.families import FAMILIES, Conditioning, joined
 from pipelines.loading import load_adapter, load_family, load_policy
@@ -338,3 +339,21 @@ def test_every_family_is_named_by_a_class_of_diffusers() -> None:
     import diffusers
 
     assert all(issubclass(getattr(diffusers, name), DiffusionPipeline) for name in FAMILIES)
+
+
+@pytest.mark.parametrize("load", ["load_family", "load_language_model"])
+def test_a_hub_that_cannot_be_reached_is_not_called_a_missing_file(monkeypatch: pytest.MonkeyPatch, load: str) -> None:
+    """Without a network diffusers says that the model has no model_index.json; why it has none is the first cause."""
+
+    def fails(*_: object, **__: object) -> None:
+        try:
+            raise OSError("Name or service not known")
+        except OSError as reason:
+            missing = LocalEntryNotFoundError("check your connection")
+            missing.__cause__ = reason
+            raise OSError("org/model does not appear to have a file named model_index.json") from missing
+
+    monkeypatch.setattr(loading.DiffusionPipeline, "load_config", fails)
+    monkeypatch.setattr(loading.AutoTokenizer, "from_pretrained", fails)
+    with pytest.raises(NotFoundError, match=r"the hub could not be reached \(Name or service not known\)"):
+        getattr(loading, load)("org/model")
