@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,7 +12,7 @@ from diffusers.utils import logging as diffusers_logging
 from huggingface_hub.errors import LocalEntryNotFoundError
 from peft.utils import set_peft_model_state_dict
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
 from diffalign.config import AdapterConfig, GenerationConfig, SamplerConfig
@@ -34,6 +35,9 @@ __all__ = [
     "locate",
     "modality_of",
 ]
+
+_MARKER = re.compile(r"<.*>|\[.*\]", re.DOTALL)
+"""Tokens that are signs to the model and no part of a text, such as ``<|endoftext|>``."""
 
 
 def load_family(model: str, precision: torch.dtype = torch.float32) -> Family:
@@ -64,6 +68,9 @@ def load_family(model: str, precision: torch.dtype = torch.float32) -> Family:
         )
     except Exception as error:
         raise _not_loaded(model, local, error) from error
+    for part in parts:
+        if part.startswith("tokenizer"):
+            _require_words(getattr(pipeline, part), model, part)
     pipeline.set_progress_bar_config(disable=True)
     family: Family = FAMILIES[type(pipeline).__name__](pipeline)
     return family
@@ -80,7 +87,17 @@ def load_language_model(model: str) -> tuple[Any, Any]:
         found = AutoModelForCausalLM.from_pretrained(where, dtype=torch.float32, use_safetensors=True, **options)
     except Exception as error:
         raise _not_loaded(model, local, error) from error
+    _require_words(tokenizer, model, "tokenizer")
     return found, tokenizer
+
+
+def _require_words(tokenizer: PreTrainedTokenizerBase, model: str, part: str) -> None:
+    """Where its files are missing, transformers makes a tokenizer that knows no word, and every prompt is the same."""
+    if not any(any(map(str.isalnum, token)) for token in tokenizer.get_vocab() if not _MARKER.fullmatch(token)):
+        raise InputError(
+            f"model {model} cannot be loaded: its {part} knows no word, so files of its vocabulary (tokenizer.json,"
+            " vocab.json, merges.txt, spiece.model) are missing"
+        )
 
 
 def _not_loaded(model: str, local: bool, error: Exception) -> InputError | NotFoundError:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import math
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -339,6 +340,20 @@ def test_every_family_is_named_by_a_class_of_diffusers() -> None:
     import diffusers
 
     assert all(issubclass(getattr(diffusers, name), DiffusionPipeline) for name in FAMILIES)
+
+
+@pytest.mark.parametrize("missing", ["folder", "files"])
+@pytest.mark.parametrize(("name", "part"), [("sd", "tokenizer"), ("sdxl", "tokenizer_2"), ("sd3", "tokenizer_3")])
+def test_a_tokenizer_without_its_vocabulary_is_refused(tmp_path: Path, name: str, part: str, missing: str) -> None:
+    """transformers makes an empty one in its place: all words are the unknown one, and all prompts the same."""
+    tiny_pipelines.TINY[name](tmp_path / "words").save_pretrained(tmp_path / "model")
+    load_family(str(tmp_path / "model"))
+    if missing == "folder":
+        shutil.rmtree(tmp_path / "model" / part)
+    else:
+        (tmp_path / "model" / part / "tokenizer.json").unlink()
+    with pytest.raises(InputError, match=f"its {part} knows no word"):
+        load_family(str(tmp_path / "model"))
 
 
 @pytest.mark.parametrize("load", ["load_family", "load_language_model"])
