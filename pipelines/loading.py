@@ -18,6 +18,7 @@ from transformers.utils import logging as transformers_logging
 from diffalign.config import AdapterConfig, GenerationConfig, SamplerConfig
 from diffalign.errors import ConfigError, InputError, NotFoundError
 from diffalign.types import Modality
+from pipelines.complete import lacking, require_weights, transformers_complete
 from pipelines.diffusion import DTYPES, DiffusionPolicy
 from pipelines.families import FAMILIES, Family
 from pipelines.language import LanguagePolicy
@@ -63,14 +64,20 @@ def load_family(model: str, precision: torch.dtype = torch.float32) -> Family:
     parts = [name for name, value in config.items() if isinstance(value, list) and name not in options]
     dtypes = {"default": torch.float32, **FAMILIES[kind].kept_in(precision, parts)}
     try:
-        pipeline = DiffusionPipeline.from_pretrained(
-            where, dtype=dtypes, use_safetensors=True, local_files_only=local, **options
-        )
+        with transformers_complete(model):
+            pipeline = DiffusionPipeline.from_pretrained(
+                where, dtype=dtypes, use_safetensors=True, local_files_only=local, **options
+            )
+    except InputError:
+        raise
     except Exception as error:
         raise _not_loaded(model, local, error) from error
     for part in parts:
+        loaded = getattr(pipeline, part)
         if part.startswith("tokenizer"):
-            _require_words(getattr(pipeline, part), model, part)
+            _require_words(loaded, model, part)
+        elif isinstance(loaded, torch.nn.Module):
+            require_weights(model, part, loaded)
     pipeline.set_progress_bar_config(disable=True)
     family: Family = FAMILIES[type(pipeline).__name__](pipeline)
     return family
@@ -84,10 +91,14 @@ def load_language_model(model: str) -> tuple[Any, Any]:
     try:
         options = {"local_files_only": local}
         tokenizer = AutoTokenizer.from_pretrained(where, **options)
-        found = AutoModelForCausalLM.from_pretrained(where, dtype=torch.float32, use_safetensors=True, **options)
+        found, info = AutoModelForCausalLM.from_pretrained(
+            where, dtype=torch.float32, use_safetensors=True, output_loading_info=True, **options
+        )
     except Exception as error:
         raise _not_loaded(model, local, error) from error
     _require_words(tokenizer, model, "tokenizer")
+    if info["missing_keys"]:
+        raise lacking(model, "network", sorted(info["missing_keys"]))
     return found, tokenizer
 
 

@@ -18,6 +18,7 @@ from diffusers import (
     StableDiffusionXLPipeline,
 )
 from huggingface_hub.errors import LocalEntryNotFoundError
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from diffalign.config import AdapterConfig, SamplerConfig
@@ -353,6 +354,25 @@ def test_a_tokenizer_without_its_vocabulary_is_refused(tmp_path: Path, name: str
     else:
         (tmp_path / "model" / part / "tokenizer.json").unlink()
     with pytest.raises(InputError, match=f"its {part} knows no word"):
+        load_family(str(tmp_path / "model"))
+
+
+@pytest.mark.parametrize(
+    ("part", "weight"),
+    [
+        ("unet", "conv_out.weight"),
+        ("vae", "decoder.conv_out.weight"),
+        ("text_encoder", "encoder.layers.1.mlp.fc1.weight"),
+    ],
+)
+def test_a_checkpoint_that_lacks_a_weight_is_refused(tmp_path: Path, part: str, weight: str) -> None:
+    """diffusers fails later, and transformers goes on with a random one."""
+    tiny_pipelines.stable_diffusion(tmp_path / "words").save_pretrained(tmp_path / "model")
+    file = next((tmp_path / "model" / part).glob("*.safetensors"))
+    weights = load_file(file)
+    del weights[weight]
+    save_file(weights, file, metadata={"format": "pt"})
+    with pytest.raises(InputError, match=rf"the files of its {part.replace('_', ' ')} lack weights: \S*{weight}$"):
         load_family(str(tmp_path / "model"))
 
 
