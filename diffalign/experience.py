@@ -17,7 +17,7 @@ from torch import Tensor
 
 from diffalign import checks, credit, overlap, shares
 from diffalign.config import TrainerConfig
-from diffalign.errors import InputError
+from diffalign.errors import ConfigError, InputError
 from diffalign.processes import Processes
 from diffalign.seeds import derive, permutation
 from diffalign.types import Modality, Preference, Prompt, Reward, Rollout, Sample, Scores
@@ -134,6 +134,11 @@ class Rollouts:
     name = "rollouts"
 
     def __init__(self, reward: Reward, prompts: Sequence[Prompt]) -> None:
+        if not hasattr(reward, "modality"):
+            raise ConfigError(
+                f"{getattr(reward, '__name__', type(reward).__name__)} does not say what it judges (modality), so it is"
+                " no reward; rewards.load_reward makes one of any function"
+            )
         self.reward, self.prompts, self.modality = reward, list(prompts), reward.modality
 
     def gather(self, epoch: Epoch) -> Gathered:

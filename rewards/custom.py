@@ -191,6 +191,18 @@ def load(spec: str, arguments: Mapping[str, str] | None = None) -> Reward:
     return FunctionReward(found, attribute, file)
 
 
+def of(function: Callable[..., object]) -> Reward:
+    """A function, or an object that can be called, as a reward; what is one already stays as it is."""
+    if inspect.isclass(function):
+        raise ConfigError(f"{function.__name__} is a class; give an object of it")
+    if isinstance(function, Reward):
+        return function
+    code = getattr(function, "__code__", None) or getattr(type(function).__call__, "__code__", None)
+    return FunctionReward(
+        function, str(getattr(function, "__name__", type(function).__name__)), getattr(code, "co_filename", "")
+    )
+
+
 def _built(kind: type, spec: str, file: str, arguments: Mapping[str, str]) -> Reward:
     try:
         made = kind(**typed(kind, arguments, spec))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -112,8 +113,14 @@ def parts(spec: str, reward: Reward) -> list[str] | None:
     return list(reward([]).parts) if split(spec)[0] in REWARDS else None
 
 
-def load(spec: str) -> Reward:
-    """The reward that ``NAME``, ``NAME?arg=value&…``, ``path/to/file.py:attr``, ``module:attr`` or an address names."""
+def load(spec: str | Callable[..., object]) -> Reward:
+    """The reward that ``NAME``, ``NAME?arg=value&…``, ``path/to/file.py:attr``, ``module:attr`` or an address names;
+    or one of a function of the caller's own, in any form that a file may have it.
+    """
+    if callable(spec):
+        from rewards import custom
+
+        return custom.of(spec)
     if spec.startswith(("http://", "https://")):
         from rewards import remote
 

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
 
 from diffalign.errors import ConfigError, InputError, NotFoundError
+from diffalign.experience import Rollouts
 from diffalign.types import Prompt, Reward, Sample
 from rewards import registry
 from rewards.registry import load
@@ -231,3 +234,32 @@ def test_a_wrong_answer_is_told(write: Write, body: str, message: str) -> None:
         load(f"{path}:wrong")(shades(1, 2))
     assert "wrong" in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_a_function_of_a_script_is_a_reward() -> None:
+    """As the command takes it from a file: both signatures, objects, attributes; a fault names its line."""
+
+    def first(samples: Sequence[Sample]) -> list[float]:
+        return [float(np.asarray(sample.image)[0, 0]) for sample in samples]
+
+    def redness(images: Any, prompts: Any, metadata: Any) -> Any:
+        return images[:, 0].mean((1, 2))
+
+    class Judge:
+        unit = "grey"
+
+        def __call__(self, samples: Sequence[Sample]) -> list[float]:
+            return [1 / 0 for _ in samples]
+
+    assert load(first)(shades(1, 2)).total.tolist() == [1, 2] and load(first).name == "first"
+    torch.testing.assert_close(load(redness)(shades(51, 102)).total, torch.tensor([0.2, 0.4]))
+    made = load(Judge())
+    assert (made.name, made.unit, load(made)) == ("Judge", "grey", made)
+    with pytest.raises(
+        InputError, match=r"the reward Judge failed at .*test_reward_registry\.py, line \d+: ZeroDivision"
+    ):
+        made(shades(1))
+    with pytest.raises(ConfigError, match="give an object of it"):
+        load(Judge)
+    with pytest.raises(ConfigError, match=r"Judge does not say .* rewards\.load_reward makes one"):
+        Rollouts(Judge(), [Prompt("a")])  # type: ignore[arg-type]
