@@ -42,6 +42,7 @@ def test_a_full_disk_is_one_sentence_and_keeps_the_last_checkpoint(small_disk: P
     with pytest.raises(RefusedError):
         write_text(run.path / "config.yaml", "x" * 3_000_000)
     assert (run.path / "config.yaml").read_text().startswith("name: run")
+    assert not list(run.path.glob(".*.tmp"))  # it would keep what is left of the disk
 
 
 def test_a_place_that_takes_no_file_is_one_sentence(tmp_path: Path) -> None:
