@@ -97,7 +97,10 @@ def against_distance(rows: Rows, evaluation: Mapping[str, Any], base: str = "bas
         points = [(x, end["mean"]) for x, end in ends if end["mean"] is not None]
         lines = [Line(name, [*points[:1], *moments, *points[1:]])]
         trained = "It was trained on." if measure["trained_on"] else "It was not trained on."
-        hint = f"{trained} From the {base} at 0, as training went; the ends with 95\u00a0% intervals."
+        hint = (
+            f"{trained} From the {base} at 0, as training went, on one seed a prompt;"
+            " the ends are the evaluation, of all its seeds, with 95\u00a0% intervals."
+        )
         found.append((not measure["trained_on"], _chart(f"{name} against KL", hint, lines, marks=marks, across="nats")))
     return [chart for _, chart in sorted(found, key=lambda one: one[0])]
 

@@ -163,7 +163,10 @@ def reference_is_base(policy: Policy, ask: Callable[[], Tensor], allowed: float 
     """
     ours, base = ask(), reference_fingerprint(policy, ask)
     if not (torch.allclose(ours, base, rtol=0.0, atol=allowed) if allowed else torch.equal(ours, base)):
-        raise RefusedError("the policy and its reference differ before training: the adapter does not start at zero")
+        raise RefusedError(
+            "the policy and its reference differ before training: the adapter does not start at zero; load the model"
+            " anew, or resume the run that trained it"
+        )
 
 
 def old_is_policy(ask: Callable[[], Tensor], old: Shadow) -> None:
