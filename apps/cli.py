@@ -92,6 +92,22 @@ def evaluate(
 
 
 @main.command()
+@click.argument("model", metavar="RUN|MODEL")
+@click.option("--adapter", metavar="DIR", help="A LoRA to merge into a model that is no run.")
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder of the new model.")
+@reported
+def merge(model: str, adapter: str | None, out: Path) -> None:
+    """Add a LoRA into the weights of its base: a model of its own, to hand on or to align further.
+
+    The folder is one of diffusers or transformers, in float32, and says in diffalign.json what it was made of. Aligned
+    further, it is also what the new adapter is measured against.
+    """
+    from apps import merge as command
+
+    command.run(model, adapter, out)
+
+
+@main.command()
 @click.option("--reward", "spec", required=True, metavar="SPEC", help="NAME, NAME?arg=value, or path.py:attr.")
 @click.option("--images", type=click.Path(path_type=Path), help="Folder of images.")
 @click.option("--dataset", type=click.Path(path_type=Path), help="File with the columns prompt, and image or text.")

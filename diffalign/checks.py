@@ -165,7 +165,7 @@ def reference_is_base(policy: Policy, ask: Callable[[], Tensor], allowed: float 
     if not (torch.allclose(ours, base, rtol=0.0, atol=allowed) if allowed else torch.equal(ours, base)):
         raise RefusedError(
             "the policy and its reference differ before training: the adapter does not start at zero; load the model"
-            " anew, or resume the run that trained it"
+            " anew, resume the run that trained it, or go on from what 'diffalign merge' makes of it"
         )
 
 

@@ -1,0 +1,66 @@
+"""``diffalign merge``: an adapter added into the weights of its base, as the folder of a model of its own."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import click
+
+from apps import hashes
+from apps.generate_models import attach
+from apps.generate_origin import CONFIG, Origin, aligned
+from diffalign import config
+from diffalign.errors import ConfigError, InputError
+from diffalign.runs import new_folder, require_empty
+from diffalign.synthesis.naming import without_places
+from pipelines.diffusion import DiffusionPolicy
+from pipelines.language import LanguagePolicy
+from pipelines.loading import load_policy, locate
+from pipelines.table_encoder import FOLDER as TABLE
+
+ORIGIN = "diffalign.json"
+"""What was merged: base, adapter, and what a run says of itself. In the folder of the model."""
+
+
+def run(model: str, adapter: str | None, out: Path) -> None:
+    """Writes the model, in float32, whole or not at all."""
+    origin = Origin.of(model, adapter)
+    if origin.adapter is None:
+        if origin.run is not None:
+            raise ConfigError(f"run {model} trained every weight: its model is {origin.model}, with nothing to merge")
+        raise ConfigError(f"{model} is no run, so it has no adapter to merge; name one by --adapter")
+    require_empty(out, "choose another --out")
+    begun = config.load(origin.run / CONFIG, made=True) if origin.run else None
+    policy = load_policy(origin.model, modality=begun.modality if begun else None)
+    attach(policy, origin.adapter)
+    about = {
+        "base": without_places(origin.model), "base_sha256": _hash(origin.model),
+        "adapter_sha256": hashes.of_folder(origin.adapter), **({"run": aligned(origin.run)} if origin.run else {}),
+    }  # fmt: skip
+    with new_folder(out) as folder:
+        _save(policy, folder)
+        where = locate(origin.model)
+        if isinstance(where, Path) and (where / TABLE).is_dir():
+            shutil.copytree(where / TABLE, folder / TABLE)
+        (folder / ORIGIN).write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
+    click.echo(f"model: {out}")
+
+
+def _save(policy: DiffusionPolicy | LanguagePolicy, folder: Path) -> None:
+    try:
+        if isinstance(policy, LanguagePolicy):
+            policy.model.merge_and_unload(safe_merge=True).save_pretrained(folder)
+            policy.tokenizer.save_pretrained(folder)
+            return
+        policy.family.pipeline.fuse_lora(components=[policy.family.part], safe_fusing=True)
+    except ValueError as error:  # what is not finite
+        raise InputError(f"the adapter cannot be merged: {str(error).splitlines()[0]}") from error
+    policy.family.pipeline.unload_lora_weights()
+    policy.family.pipeline.save_pretrained(folder)
+
+
+def _hash(model: str) -> str:
+    where = locate(model)
+    return hashes.snapshot(where) if isinstance(where, str) else hashes.of_folder(where)
