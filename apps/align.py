@@ -9,7 +9,18 @@ from pathlib import Path
 
 import click
 
-from apps import build, hashes, report, report_diffusers, resumption, reward_stage, samples, sources, warm_up_stage
+from apps import (
+    build,
+    configured,
+    hashes,
+    report,
+    report_diffusers,
+    resumption,
+    reward_stage,
+    samples,
+    sources,
+    warm_up_stage,
+)
 from apps.outcome import show
 from apps.progress import Status
 from diffalign import processes, shares
@@ -86,7 +97,7 @@ def _run(recipe: str, overrides: Sequence[str], out: Path | None, crew: Processe
 
 
 def _begun(recipe: str, overrides: Sequence[str], out: Path | None, crew: Processes) -> Job:
-    config = build.configuration(recipe, overrides)
+    config = configured.configuration(recipe, overrides)
     name = config.name if config.name != "run" else Path(recipe).stem
     path = out or Path(crew.first_says("folder", lambda: str(unused_folder(Path("runs") / name))))
     if crew.first:

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 
 from apps import sources, warm_up_stage
-from apps.catalogue import find, recipes
+from apps.configured import configuration
 from diffalign import optimisers, processes
-from diffalign.config import FITTED, RunConfig, fields_of, is_fitted, parse
+from diffalign.config import FITTED, RunConfig, is_fitted
 from diffalign.errors import ConfigError, NotFoundError
 from diffalign.methods import BACKPROP
 from diffalign.prompts import WORLDS
@@ -25,7 +25,7 @@ from diffalign.worlds.shown import DEMONSTRATIONS
 from pipelines.diffusion import DiffusionPolicy
 from pipelines.fluency import Fluency
 from pipelines.language import LanguagePolicy
-from pipelines.loading import load_policy, modality_of
+from pipelines.loading import load_policy
 from rewards.arguments import split
 from rewards.combine import Combined
 from rewards.rater import SimulatedRaters
@@ -33,14 +33,6 @@ from rewards.registry import differentiable
 from rewards.registry import load as load_reward
 
 log = logging.getLogger(__name__)
-
-
-def configuration(recipe: str, overrides: Sequence[str] = (), *, made: bool = False) -> RunConfig:
-    """The configuration of a recipe's name, a YAML file, or a run directory; ``made`` where that run is only read."""
-    data, origin = fields_of(find(recipe, recipes()), overrides, "model: embedded:emoji")
-    if isinstance(data.get("model"), str):
-        data.setdefault("modality", modality_of(data["model"]))
-    return parse(data, origin, made=made)
 
 
 def warn_whole(run: str | Path) -> None:

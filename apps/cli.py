@@ -5,6 +5,7 @@ Exit status: 0 done; 2 the user's mistake, in one message; 1 anything else; 130 
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -42,6 +43,10 @@ def align(recipe: str, overrides: tuple[str, ...], out: Path | None, resume: boo
     `diffalign list recipes` has the recipes. Several processes share the work where `torchrun --nproc_per_node 2 -m
     apps.cli align ...` (or `accelerate launch`, on GPUs) starts them.
     """
+    if not resume and os.environ.get("WORLD_SIZE", "1") == "1":  # of several processes the first alone speaks
+        from apps import configured
+
+        configured.configuration(recipe, overrides)  # what is wrong in it is told before any library is loaded
     if dry_run:
         from apps import dry_run as plan
 

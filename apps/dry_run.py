@@ -12,7 +12,7 @@ import psutil
 import torch
 from pydantic import BaseModel
 
-from apps import build, resumption, sources
+from apps import build, configured, resumption, sources
 from diffalign import optimisers
 from diffalign import prompts as prompt_sources
 from diffalign.backprop import most_steps
@@ -36,7 +36,9 @@ def run(recipe: str, overrides: Sequence[str], out: Path | None = None, *, resum
     """Prints the plan; loads model and rewards, samples nothing. That of a resumed run is of its own configuration."""
     directory = resumption.opened(out) if resume else None
     config = (
-        resumption.configuration(recipe, overrides, directory) if directory else build.configuration(recipe, overrides)
+        resumption.configuration(recipe, overrides, directory)
+        if directory
+        else configured.configuration(recipe, overrides)
     )
     build.check(config)
     asked = sources.asks_prompts(config)

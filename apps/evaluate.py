@@ -10,7 +10,7 @@ import click
 from torch import Tensor
 from torch.nn import Parameter
 
-from apps import build, samples
+from apps import build, configured, samples
 from apps.outcome import show
 from apps.progress import Status
 from diffalign import prompts as prompt_sources
@@ -73,7 +73,7 @@ def _nothing_judged(rewards: Sequence[str], config: RunConfig) -> InputError:
 
 def _know_words(names: Sequence[str], config: RunConfig) -> None:
     """Refuses prompts of a world that a model has no words for: neither its own nor that of the run that made it."""
-    own = {name: build.configuration(name, made=True) for name in names if is_run(name)}
+    own = {name: configured.configuration(name, made=True) for name in names if is_run(name)}
     bases = {name: own[name].model if name in own else name for name in names}
     worlds = {name: build.WORLD_OF[base] for name, base in bases.items() if base in build.WORLD_OF}
     asked = config.prompts.source
@@ -92,7 +92,7 @@ def trained_on(model: str, config: RunConfig, judges: build.Judges) -> Collectio
     """Names of the rewards that training saw: by the run's own configuration, and none where there was no training."""
     if not is_run(model):
         return ()
-    own = build.resolved(build.configuration(model, made=True), Path(model).expanduser())
+    own = build.resolved(configured.configuration(model, made=True), Path(model).expanduser())
     return judges.trained_on if own.rewards == config.rewards else build.judges(own).trained_on
 
 
@@ -121,7 +121,7 @@ def configuration(model: str, against: str | None, overrides: Sequence[str]) -> 
 
 def of_run(name: str, overrides: Sequence[str]) -> RunConfig:
     """The configuration of a run that is looked at. ConfigError where an override would change training alone."""
-    config = build.configuration(name, overrides, made=True)
+    config = configured.configuration(name, overrides, made=True)
     asked = {override.partition("=")[0].strip() for override in overrides}
     for field in ("steps", "eta"):
         own = getattr(config.evaluation, field)
@@ -145,7 +145,7 @@ def sampler(name: str, config: RunConfig) -> DiffusionPolicy | LanguagePolicy:
     if not is_run(name):
         return load(name)
     folder = Path(name).expanduser()
-    own = build.resolved(build.configuration(name, made=True), folder)
+    own = build.resolved(configured.configuration(name, made=True), folder)
     Run.open(folder)
     build.warn_whole(name)
     if (folder / "model").is_dir():

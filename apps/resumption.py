@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from apps import build, reward_stage
+from apps import configured, reward_stage
 from diffalign.config import RunConfig, load
 from diffalign.errors import ConfigError
 from diffalign.runs import Run
@@ -55,7 +55,7 @@ def _same_recipe(recipe: str, begun: RunConfig, file: Path) -> None:
     given = Path(recipe).expanduser()
     if any(place.exists() and place.resolve() == given.resolve() for place in (file, file.parent)):
         return
-    asked = build.configuration(recipe, made=True)
+    asked = configured.configuration(recipe, made=True)
     if asked.name != begun.name:
         raise ConfigError(
             f"--resume: {recipe} is named {asked.name!r}, but the run in {file.parent} is named {begun.name!r};"

@@ -42,9 +42,9 @@ class RunSpec:
 
     def configuration(self) -> RunConfig:
         """The recipe, on the processor."""
-        from apps import build
+        from apps import configured
 
-        config = build.configuration(self.recipe, [*self.overrides, "device=cpu"])
+        config = configured.configuration(self.recipe, [*self.overrides, "device=cpu"])
         if config.adapter is None:
             raise ValueError(f"recipe {self.recipe} trains every weight; the comparison is one of adapters")
         return config

@@ -90,10 +90,10 @@ class Job:
 
 def quickstart() -> Job:
     """The recipe of the quickstart, as it is."""
-    from apps import build
+    from apps import build, configured
     from diffalign import prompts
 
-    config = build.configuration("quickstart")
+    config = configured.configuration("quickstart")
     policy, source = build.policy(config), Rollouts(build.reward(config), prompts.load(config.prompts, config.seed)[0])
     assert isinstance(policy, DiffusionPolicy)
     trainer = Trainer(

@@ -6,7 +6,7 @@ from collections import Counter
 
 import pytest
 
-from apps import build, evaluate
+from apps import build, configured, evaluate
 from diffalign.config import is_fitted
 from diffalign.errors import ConfigError
 from diffalign.types import Reward
@@ -29,18 +29,18 @@ def loaded(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
 @pytest.mark.parametrize("recipe", ["emoji-draft", "emoji-refl", "quickstart", "emoji-ddpo"])
 def test_a_check_loads_each_reward_once(loaded: Counter[str], recipe: str) -> None:
     """But for those that the run fits itself, which are not there yet."""
-    config = build.configuration(recipe)
+    config = configured.configuration(recipe)
     build.check(config)
     named = {spec for spec in (*(e.reward for e in config.rewards), *config.evaluation.rewards) if not is_fitted(spec)}
     assert loaded == dict.fromkeys(named, 1)
 
 
 def test_a_reward_without_a_gradient_is_refused_by_its_name(loaded: Counter[str]) -> None:
-    config = build.configuration("emoji-draft", ["rewards=[compressibility]"])
+    config = configured.configuration("emoji-draft", ["rewards=[compressibility]"])
     with pytest.raises(ConfigError, match="draft follows the reward's own gradient, and compressibility has none"):
         build.check(config)
     weighless = "rewards=[clip, {reward: compressibility, weight: 0}]"
-    build.check(build.configuration("emoji-draft", [weighless, "evaluation.rewards=[emoji-checker]"]))
+    build.check(configured.configuration("emoji-draft", [weighless, "evaluation.rewards=[emoji-checker]"]))
 
 
 def test_a_model_alone_is_sampled_as_it_was_made_for_and_not_as_a_recipe_trains_it() -> None:
@@ -57,8 +57,8 @@ def test_rewards_that_know_another_worlds_prompts_are_refused(reward: str) -> No
     """Unless they have no weight, or the prompts are one's own, which may be of any world."""
     world = "findings" if reward == "findings-gold" else "emoji"
     with pytest.raises(ConfigError, match="judges the prompts of") as caught:
-        build.check(build.configuration("brain-mr-ddpo", [f"rewards=['{reward}']"]))
+        build.check(configured.configuration("brain-mr-ddpo", [f"rewards=['{reward}']"]))
     assert str(caught.value) == f"rewards: {reward} judges the prompts of {world} alone, and prompts.source is brain-mr"
     if world == "emoji":
         for own in ("prompts.source=prompts.txt", f"rewards=[clip, {{reward: '{reward}', weight: 0}}]"):
-            build.check(build.configuration("brain-mr-ddpo", [f"rewards=['{reward}']", own]))
+            build.check(configured.configuration("brain-mr-ddpo", [f"rewards=['{reward}']", own]))

@@ -17,7 +17,7 @@ from diffusers import StableDiffusionPipeline
 from PIL import Image
 from safetensors.numpy import load_file
 
-from apps import build, dry_run
+from apps import build, configured, dry_run
 from apps.cli import main
 from apps.evaluate import trained_on
 from diffalign.runs import Run
@@ -141,7 +141,7 @@ def test_lists_import_no_model_library(what: str) -> None:
 
 def test_the_plan_counts_the_adapter_as_trained_and_not_as_the_model(desk: Path) -> None:
     """The U-Net of the checkpoint, counted from its file, is what the plan calls the model."""
-    file = next((Path(build.configuration("run.yaml", []).model) / "unet").glob("*.safetensors"))
+    file = next((Path(configured.configuration("run.yaml", []).model) / "unet").glob("*.safetensors"))
     count = sum(tensor.size for tensor in load_file(file).values())
     for adapter in ("{rank: 64}", "null"):
         plan = diffalign("align", "run.yaml", "--set", f"adapter={adapter}", "--dry-run").output
@@ -172,32 +172,45 @@ def test_the_plan_counts_what_is_done_and_kept(desk: Path) -> None:
     of an adapter: the frozen copy. 4 more samples an epoch keep 4 x 4 latents of 4 x 8 x 8 float32 more.
     """
     three = ["trainer.epochs=3"]
-    plain = build.configuration("run.yaml", three)
+    plain = configured.configuration("run.yaml", three)
     assert dry_run.calls(plain, 2) == 204
-    assert dry_run.calls(build.configuration("run.yaml", [*three, "objective.kl_coefficient=0.1"]), 2) == 276
+    assert dry_run.calls(configured.configuration("run.yaml", [*three, "objective.kl_coefficient=0.1"]), 2) == 276
     policy = build.policy(plain)
-    more = build.configuration("run.yaml", ["trainer.samples_per_epoch=12"])
+    more = configured.configuration("run.yaml", ["trainer.samples_per_epoch=12"])
     assert dry_run.memory(policy, more) - dry_run.memory(policy, plain) == 4 * 4 * (4 * 8 * 8) * 4
-    full = build.configuration("run.yaml", ["adapter=null"])
+    full = configured.configuration("run.yaml", ["adapter=null"])
     weights = sum(p.numel() for p in policy.family.denoiser.parameters()) * 4
     assert dry_run.memory(policy, full) - dry_run.memory(policy, plain) == weights
 
 
+def test_a_fault_of_a_configuration_is_told_before_any_library_is_loaded(desk: Path) -> None:
+    code = (
+        "import sys\nfrom apps.cli import main\n"
+        "try: main(['align', 'run.yaml', '--set', 'trainer.epoch=3'])\n"
+        "except SystemExit as end: print(end.code, 'torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=desk, capture_output=True, text=True, check=True)
+    assert done.stdout == "2 False\n" and "did you mean trainer.epochs" in done.stderr
+
+
 def test_a_graded_checker_and_the_plain_one_are_the_same_judge() -> None:
-    assert build.judges(build.configuration("quickstart")).trained_on == {"brain-mr-checker-graded", "brain-mr-checker"}
+    assert build.judges(configured.configuration("quickstart")).trained_on == {
+        "brain-mr-checker-graded",
+        "brain-mr-checker",
+    }
 
 
 def test_a_reward_that_is_trained_on_is_not_held_out(desk: Path) -> None:
     """Named again by the same words it is measured once; of a combination it gets a row of its own, as trained on."""
     listed = "evaluation.rewards=[reward.py:brightness, compressibility]"
-    judges = build.judges(build.configuration("run.yaml", [listed]))
+    judges = build.judges(configured.configuration("run.yaml", [listed]))
     assert [reward.name for reward in judges.others] == ["compressibility"] and judges.trained_on == {"brightness"}
     weighted = ["rewards=[{reward: reward.py:brightness, weight: -1}, {reward: incompressibility, weight: 0}]", listed]
-    judges = build.judges(build.configuration("run.yaml", weighted))
+    judges = build.judges(configured.configuration("run.yaml", weighted))
     assert [reward.name for reward in judges.others] == ["brightness", "compressibility"]
     assert judges.trained_on == {"combined", "brightness"}
     assert judges.wanted["brightness"] is judges.wanted["combined/brightness"] is False
-    assert trained_on("embedded:emoji", build.configuration("run.yaml"), judges) == ()
+    assert trained_on("embedded:emoji", configured.configuration("run.yaml"), judges) == ()
 
 
 def _wrong_yaml(desk: Path) -> None:
@@ -301,7 +314,7 @@ def test_a_diverging_run_ends_in_one_sentence(desk: Path) -> None:
     assert diffalign("align", "run.yaml", "--set", "trainer.epochs=1").exit_code == 0
     run = Run(desk / "runs" / "run")
     wild = ("trainer.learning_rate=1e30", "trainer.epochs=5")
-    run.write_config(build.configuration("run.yaml", wild))
+    run.write_config(configured.configuration("run.yaml", wild))
     result = diffalign("align", "run.yaml", "--resume", "--out", "runs/run")
     assert result.exit_code == 2 and result.stderr.count("error: ") == 1
     assert "diverged" in result.stderr and "Lower trainer.learning_rate (now 1e+30)" in result.stderr

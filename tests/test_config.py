@@ -9,7 +9,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from apps import build
+from apps import configured
 from apps.catalogue import recipes
 from diffalign.config import RunConfig, dump, load, parse
 from diffalign.errors import ConfigError
@@ -197,7 +197,7 @@ def test_a_file_that_is_no_text_is_named(file: Path) -> None:
 
 @pytest.mark.parametrize("recipe", sorted(recipes()))
 def test_every_recipe_is_valid_and_its_dump_is_the_same_configuration(recipe: str) -> None:
-    config = build.configuration(recipe)
+    config = configured.configuration(recipe)
     assert parse(yaml.safe_load(dump(config))) == config
     assert recipes()[recipe].read_text().startswith("# ")
 
@@ -218,5 +218,5 @@ def test_batches_divide_or_are_refused(total: int, batch: int) -> None:
 @pytest.mark.parametrize("recipe", ["brain-mr-clinician", "text-reward"])
 def test_peoples_own_pairs_take_the_place_of_a_recipes_raters(recipe: str) -> None:
     """How many the simulated raters would have judged may stay: one changes what the pairs are, and nothing else."""
-    config = build.configuration(recipe, ["fit.rater=null", "fit.preferences=mine.parquet"])
+    config = configured.configuration(recipe, ["fit.rater=null", "fit.preferences=mine.parquet"])
     assert config.fit is not None and config.fit.preferences == "mine.parquet" and config.fit.collect == 1024

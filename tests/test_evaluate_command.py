@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from apps import build
+from apps import build, configured
 from diffalign.prompts import WORLDS
 from diffalign.runs import Run
 from pipelines.naming import embedded_models
@@ -19,7 +19,7 @@ desk = test_cli.desk
 
 def test_prompts_of_a_world_that_a_model_has_no_words_for_are_refused(desk: Path) -> None:
     """Told before the model, which this run has not got, is looked for."""
-    Run.create(desk / "run", build.configuration("emoji-ddpo"))
+    Run.create(desk / "run", configured.configuration("emoji-ddpo"))
     for model, more in (("run", []), ("embedded:emoji", ["--against", "run"])):
         result = diffalign("evaluate", model, *more, "--set", "prompts.source=brain-mr", "--out", "out")
         assert result.exit_code == 2 and len(result.stderr.splitlines()) == 1, result.output
@@ -35,7 +35,7 @@ def test_prompts_of_a_world_that_a_model_has_no_words_for_are_refused(desk: Path
 def test_prompts_that_a_run_may_know_are_not_refused(desk: Path, source: str) -> None:
     """Its world's, a file's, and those that it was trained on whatever they are."""
     trained = ["prompts.source=brain-mr"] if source == "brain-mr" else []
-    Run.create(desk / "run", build.configuration("emoji-ddpo", [*trained, "rewards=[compressibility]"]))
+    Run.create(desk / "run", configured.configuration("emoji-ddpo", [*trained, "rewards=[compressibility]"]))
     result = diffalign(
         "evaluate", "run", "--set", f"prompts.source={source}", "--set", "prompts.train=2", "--set",
         "prompts.held_out=2", "--out", "out",
@@ -62,7 +62,7 @@ def test_measures_without_a_value_are_named_and_alone_refused(desk: Path) -> Non
 def test_rewards_that_know_another_worlds_prompts_are_refused_before_anything_is_sampled(desk: Path) -> None:
     """This run's rewards know the prompts of emoji alone; its model is not even looked for."""
     own = ["prompts.source=brain-mr", "rewards=[compressibility]"]
-    Run.create(desk / "run", build.configuration("emoji-ddpo", own))
+    Run.create(desk / "run", configured.configuration("emoji-ddpo", own))
     rewards = ["--set", "rewards=[emoji-checker]", "--set", "evaluation.rewards=['hidden-utility?rater=emoji']"]
     result = diffalign("evaluate", "run", *rewards, "--out", "out")
     assert result.exit_code == 2 and not (desk / "out").exists(), result.output

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from apps import build
+from apps import build, configured
 from apps.dry_run import calls
 from diffalign.config import RunConfig, SamplerConfig, dump, parse
 from diffalign.errors import ConfigError
@@ -125,7 +125,7 @@ def test_samples_to_label_are_those_that_are_measured() -> None:
 
 def test_an_override_that_would_change_training_alone_is_refused(desk: Path) -> None:
     """A finished run is only looked at, and it is looked at by ``evaluation``."""
-    Run.create(desk / "run", build.configuration("emoji-ddpo", ["evaluation.steps=9"]))
+    Run.create(desk / "run", configured.configuration("emoji-ddpo", ["evaluation.steps=9"]))
     for command in (["evaluate", "run"], ["label", "init", "study", "--from", "run", "--protocol", "general"]):
         result = diffalign(*command, "--set", "sampler.steps=7")
         assert result.exit_code == 2, result.output

@@ -11,7 +11,7 @@ import torch
 from diffusers import StableDiffusionPipeline
 from safetensors.torch import load_file, save_file
 
-from apps import build
+from apps import configured
 from apps.evaluate import sampler
 from diffalign.config import AdapterConfig, SamplerConfig
 from diffalign.types import Prompt, Rollout
@@ -44,7 +44,7 @@ def test_a_merged_model_makes_what_the_run_makes_and_is_aligned_further(desk: Pa
     result = diffalign("merge", "run", "--out", "merged")
     assert result.exit_code == 0 and result.stdout == "model: merged\n", result.output
     settings = SamplerConfig(steps=3)
-    config = build.configuration(str(run / "config.yaml"))
+    config = configured.configuration(str(run / "config.yaml"))
     own = pixels(sampler("run", config).rollout(PROMPTS, SEEDS))
     base = load_policy(str(tiny_folder), sampler=settings)
     merged = load_policy("merged", sampler=settings)

@@ -19,7 +19,7 @@ from click.testing import CliRunner
 from numpy.typing import NDArray
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
-from apps import build
+from apps import configured
 from apps.cli import main
 from diffalign import assets
 from diffalign.config import GenerationConfig
@@ -360,7 +360,7 @@ def test_a_fetched_model_that_is_none_is_told() -> None:
 def test_recipes_on_fetched_models_are_read_without_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DIFFALIGN_CACHE", str(tmp_path))
     for recipe in ("text-grpo-stories15m", "text-dpo-stories15m", "text-grpo-smollm2", "text-dpo-smollm2"):
-        assert build.configuration(recipe).modality == "text"
+        assert configured.configuration(recipe).modality == "text"
     done = CliRunner().invoke(main, ["align", "text-grpo-stories15m", "--out", str(tmp_path / "run")])
     assert done.exit_code == 2 and "`diffalign fetch stories15m` gets it" in done.output
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from apps import build, generate_origin, report
+from apps import configured, generate_origin, report
 from apps.label import generated
 from diffalign.runs import Run
 from tests import test_cli
@@ -55,7 +55,7 @@ def test_ctrl_c_saves_and_exits_130(desk: Path) -> None:
 @pytest.fixture
 def begun(desk: Path) -> Path:
     """A run that has begun and has no checkpoint yet, in a folder that holds a file of the user's."""
-    run = Run.create(desk / "mine", build.configuration("run.yaml", ["trainer.checkpoint_every=5"]))
+    run = Run.create(desk / "mine", configured.configuration("run.yaml", ["trainer.checkpoint_every=5"]))
     (run.path / "thesis.txt").write_text("precious")
     (desk / "other.yaml").write_text("name: other\n" + (desk / "run.yaml").read_text())
     return run.path
@@ -89,7 +89,7 @@ def test_resume_goes_by_the_configuration_of_the_run(begun: Path) -> None:
     free = ("trainer.epochs=1", "trainer.checkpoint_every=1", "evaluation.seeds_per_prompt=1", "device=cpu")
     result = diffalign("align", "run.yaml", "--resume", "--out", "mine", *(w for f in free for w in ("--set", f)))
     assert result.exit_code == 0, result.output
-    config = build.configuration("mine")
+    config = configured.configuration("mine")
     assert (config.sampler.steps, config.trainer.epochs, config.device) == (3, 1, "cpu")
     assert json.loads((begun / "evaluation.json").read_text(), parse_constant=pytest.fail)["diversity"]["after"] is None
 
@@ -104,7 +104,7 @@ def test_a_checkpoint_that_does_not_fit_leaves_the_configuration(begun: Path) ->
 
 def test_a_linear_schedule_fixes_the_number_of_epochs(begun: Path) -> None:
     run = Run(begun)
-    run.write_config(build.configuration("run.yaml", ["trainer.schedule=linear"]))
+    run.write_config(configured.configuration("run.yaml", ["trainer.schedule=linear"]))
     result = diffalign("align", "run.yaml", "--resume", "--out", "mine", "--set", "trainer.epochs=9")
     assert result.exit_code == 2 and "trainer.epochs is 2" in result.stderr
     assert "so only trainer.checkpoint_every, " in result.stderr
@@ -112,7 +112,7 @@ def test_a_linear_schedule_fixes_the_number_of_epochs(begun: Path) -> None:
 
 def test_a_refused_run_takes_nothing_that_was_there(begun: Path) -> None:
     """A resumed run whose reward is constant is refused in its first epoch; a new one leaves its empty folder."""
-    Run(begun).write_config(build.configuration("run.yaml", ["rewards.0=reward.py:constant"]))
+    Run(begun).write_config(configured.configuration("run.yaml", ["rewards.0=reward.py:constant"]))
     result = diffalign("align", "run.yaml", "--resume", "--out", "mine")
     assert result.exit_code == 2 and "the reward is constant" in result.stderr
     assert (begun / "thesis.txt").read_text() == "precious" and (begun / "config.yaml").is_file()
@@ -154,7 +154,7 @@ def test_a_run_begun_with_a_field_that_is_refused_today_stays_usable(desk: Path)
     evaluated = diffalign("evaluate", "runs/run", "--set", "evaluation.seeds_per_prompt=1")
     assert evaluated.exit_code == 0, evaluated.stderr
     assert report.write(run).is_file()
-    assert generate_origin.Origin.of("runs/run", None).model == str(build.configuration("run.yaml").model)
+    assert generate_origin.Origin.of("runs/run", None).model == str(configured.configuration("run.yaml").model)
     assert generated.plan(["runs/run"], None, [], None, None, None, 0).config.credit.min_count == 8
     resumed = diffalign("align", "runs/run", "--resume", "--out", "runs/run", "--set", "trainer.epochs=2")
     assert resumed.exit_code == 0, resumed.stderr

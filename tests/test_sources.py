@@ -14,7 +14,7 @@ import yaml
 from PIL import Image
 
 import rewards
-from apps import build, dry_run
+from apps import build, configured, dry_run
 from diffalign import preferences
 from diffalign.errors import InputError
 from diffalign.runs import Run
@@ -144,7 +144,7 @@ def test_the_plan_of_a_preference_run(desk: Path) -> None:
     """By hand: 12 pairs are 24 images of 3 steps; 2 epochs of 8 pairs at 1 draw ask policy and reference of two sides:
     64 calls; 10 images are evaluated and 2 x 5 compared."""
     rated(desk, "pairs", "dpo")
-    config = build.configuration("learn.yaml")
+    config = configured.configuration("learn.yaml")
     assert dry_run.generated(config, 5) == (24, 0, 10)
     assert dry_run.calls(config, 5) == (24 + 10 + 10) * 3 + 64
     result = diffalign("align", "learn.yaml", "--dry-run")
@@ -413,8 +413,8 @@ def test_rewards_that_go_by_the_same_are_no_independent_judges(tmp_path: Path) -
     fitted = build.standards(f"clinician?folder={one}&kappa=0&name=mean")
     assert fitted == build.standards(f"preference?folder={one}") and not fitted & build.standards("preference?folder=x")
     assert not build.standards("clip") & build.standards("clip?model=ViT-B-32&pretrained=openai")
-    assert build.judges(build.configuration("emoji-rest")).trained_on == {"hidden-utility", "emoji-checker"}
-    assert not build.judges(build.configuration("emoji-dpo")).trained_on
+    assert build.judges(configured.configuration("emoji-rest")).trained_on == {"hidden-utility", "emoji-checker"}
+    assert not build.judges(configured.configuration("emoji-dpo")).trained_on
 
 
 @pytest.mark.parametrize(
@@ -451,15 +451,15 @@ def test_criteria_that_nobody_judged_are_told_before_any_work(desk: Path, name: 
 
 
 def test_the_plan_counts_what_a_fit_collects() -> None:
-    config = build.configuration("emoji-loop")
+    config = configured.configuration("emoji-loop")
     assert dry_run.generated(config, 0)[0] == 12 * 64 + 2 * 1024
-    kto = build.configuration("emoji-dpo", ["objective={name: kto}"])
+    kto = configured.configuration("emoji-dpo", ["objective={name: kto}"])
     assert dry_run.updates(kto) == "at most 8 (each over 16 samples)"
 
 
 def test_the_plan_counts_each_pass_over_the_best_by_what_it_keeps() -> None:
     """Of 64 samples the first pass has 32, two updates of 16, and the second 16; ten steps of each are asked about."""
-    config = build.configuration("emoji-rest")
+    config = configured.configuration("emoji-rest")
     assert dry_run.updates(config) == "at most 3 (each over 16 samples)"
     assert dry_run.learning_calls(config) == (32 + 16) * 10
-    assert dry_run.updates(build.configuration("emoji-rest", ["trainer.inner_epochs=3"])).startswith("at most 4 ")
+    assert dry_run.updates(configured.configuration("emoji-rest", ["trainer.inner_epochs=3"])).startswith("at most 4 ")

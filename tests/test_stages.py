@@ -11,7 +11,7 @@ import pytest
 import yaml
 from transformers import AutoModelForSequenceClassification
 
-from apps import build, warm_up_stage
+from apps import configured, warm_up_stage
 from apps.catalogue import recipes
 from apps.report_curves import against_distance
 from diffalign import preferences
@@ -184,11 +184,11 @@ def test_demonstrations_of_a_world_are_right(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_a_stage_that_is_done_is_left_alone(classic: Path) -> None:
-    config = build.configuration("classic.yaml")
+    config = configured.configuration("classic.yaml")
     (classic / "run").mkdir()
     assert warm_up_stage.stage(classic / "run", config) is not None
     run = Run(classic / "run" / warm_up_stage.FOLDER)
-    assert build.configuration(str(run.path)).objective.name == "sft"
+    assert configured.configuration(str(run.path)).objective.name == "sft"
     (run.path / warm_up_stage.DONE).write_text("{}")
     assert warm_up_stage.stage(classic / "run", config) is None
 
@@ -217,5 +217,5 @@ def test_rewards_against_the_distance_are_drawn_in_the_order_of_training() -> No
 
 
 def test_the_recipe_names_all_three_steps() -> None:
-    config = build.configuration(str(recipes()["rlhf-classic"]))
+    config = configured.configuration(str(recipes()["rlhf-classic"]))
     assert config.warm_up is not None and config.fit is not None and config.credit.rule == "gae"

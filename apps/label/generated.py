@@ -9,7 +9,7 @@ from itertools import combinations
 from pathlib import Path
 from typing import Literal
 
-from apps import build, evaluate
+from apps import build, configured, evaluate
 from apps.catalogue import recipes
 from apps.progress import Status
 from diffalign import prompts as prompt_sources
@@ -78,10 +78,10 @@ def _configuration(names: Sequence[str], overrides: Sequence[str], wanted: str |
         return evaluate.of_run(run, overrides)
     if (config := build.standard(names[0], overrides)) is not None:
         return config
-    recipe = next((name for name in recipes() if build.configuration(name).model == names[0]), None)
+    recipe = next((name for name in recipes() if configured.configuration(name).model == names[0]), None)
     if recipe is None and (wanted is None or wanted.isdigit()):
         raise ConfigError(f"{names[0]} has no prompts of its own; name a file of them: --prompts FILE")
-    return build.configuration(recipe or PLAIN, overrides)
+    return configured.configuration(recipe or PLAIN, overrides)
 
 
 def _label(name: str) -> str:
