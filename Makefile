@@ -88,8 +88,9 @@ format: $(INSTALLED) ## Format the code and mend what lint can mend
 	@$(PY) -m ruff check --fix-only . && $(PY) -m ruff format .
 
 .PHONY: docs
-docs: $(INSTALLED) ## Write docs/cli.md and build the documentation into site/
+docs: $(INSTALLED) ## Write docs/cli.md and docs/configuration.md, and build the documentation into site/
 	@$(PY) docs/make_cli.py
+	@$(PY) docs/make_configuration.py
 	@$(MAKE) --no-print-directory site
 
 .PHONY: site

@@ -111,6 +111,7 @@ class AdapterConfig(Section):
     """The LoRA that is trained (Hu et al. 2021)."""
 
     rank: int = Field(4, ge=1)
+    """Its inner dimension."""
     alpha: float = Field(4.0, gt=0)
     """Scale of the adapter is ``alpha / rank``."""
     targets: Literal["attention", "all"] | list[str] = "attention"
@@ -123,6 +124,7 @@ class TrainerConfig(Section):
     epochs: int = Field(10, ge=0)
     """Rounds of sampling and updating."""
     samples_per_epoch: int = Field(64, ge=1)
+    """Samples that are made, or recorded examples that are gone through, in an epoch."""
     samples_per_prompt: int = Field(1, ge=1)
     """Samples of each prompt in an epoch; group credit needs at least 2."""
     batch_size: int = Field(32, ge=1)
@@ -136,10 +138,13 @@ class TrainerConfig(Section):
     optimiser: Literal["adamw", "adamw-8bit"] = "adamw"
     """``adamw-8bit`` keeps Adam's moments in 8 bits, a quarter of the memory; it is in the extra ``memory``."""
     learning_rate: float = Field(3e-4, gt=0)
+    """AdamW's."""
     schedule: Literal["constant", "linear"] = "constant"
     """Whether the learning rate stays, or falls linearly over ``epochs`` to reach 0 after the last."""
     weight_decay: float = Field(1e-4, ge=0)
+    """AdamW's."""
     max_grad_norm: float = Field(1.0, gt=0)
+    """Norm that an update's gradient is scaled down to, where it is larger."""
     ema_decay: Annotated[float, Field(gt=0, lt=1)] | None = None
     """Decay of an exponential moving average of the trained weights, over about ``1 / (1 - ema_decay)`` updates: it is
     what is measured and saved. Null keeps none."""
@@ -190,6 +195,7 @@ class EvaluationConfig(Section):
     rewards: list[str] = Field(default_factory=list)
     """Rewards that are measured but not trained on."""
     seeds_per_prompt: int = Field(2, ge=1)
+    """Samples of each held-out prompt, the same seeds before and after."""
     every: int = Field(0, ge=0)
     """Epochs between held-out measurements during training; 0 measures before and after only."""
     steps: Annotated[int, Field(ge=1, le=1000)] | None = None
@@ -209,7 +215,9 @@ class RunConfig(Section):
     """Everything that determines a run."""
 
     name: str = "run"
+    """Of the run, and of its folder in ``runs/``."""
     seed: int = Field(0, ge=0)
+    """What every draw derives from: prompts, samples, noise, batches."""
     model: str
     """``embedded:NAME``, a local diffusers or transformers folder, or a hub id."""
     modality: Modality = "image"

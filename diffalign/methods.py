@@ -106,6 +106,7 @@ class ObjectiveConfig(Section):
     """What is minimised. Each objective has its own fields and defaults; those of others stay null."""
 
     name: ObjectiveName = "ppo-clip"
+    """The method."""
     clip_range: Annotated[float, Field(gt=0, lt=1)] | None = None
     """PPO's clip of the per-step ratio. Image log-probabilities are means over latent elements, so it is small."""
     clip_range_high: Annotated[float, Field(gt=0)] | None = None
@@ -233,6 +234,7 @@ class CriticConfig(Section):
     whiten_rewards: bool = False
     """Divide the rewards of all tokens by their standard deviation."""
     whiten_advantages: bool = True
+    """Take their mean off the advantages of all tokens, and divide by their standard deviation."""
     value_coefficient: float = Field(0.1, gt=0)
     """Weight of the critic's error beside the policy's loss."""
     value_clip: float = Field(0.2, gt=0)
@@ -338,8 +340,9 @@ class RewardModelConfig(Section):
     length: Literal["free", "controlled"] | None = None
     """Of a reward model of texts: whether what length explains is taken out of the scores."""
     epochs: Annotated[int, Field(ge=1)] | None = None
+    """Of the fit; null is the default of ``diffalign reward fit``."""
     learning_rate: Annotated[float, Field(gt=0)] | None = None
-    """As ``epochs``, that of ``diffalign reward fit``, and its default where it is null."""
+    """Of the fit; null is the default of ``diffalign reward fit``."""
 
     @model_validator(mode="after")
     def _has_data(self) -> RewardModelConfig:

@@ -5,13 +5,12 @@ With ``--check`` nothing is written, and the exit status is 1 if the page is sta
 
 from __future__ import annotations
 
-import argparse
-import difflib
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import click
+from pages import publish
 
 PAGE = Path(__file__).parent / "cli.md"
 WIDTH = 100
@@ -46,23 +45,12 @@ def page(group: click.Command, name: str = "diffalign") -> str:
     return "\n".join(sections)
 
 
-def main() -> int:
-    """Writes or checks the page."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--check", action="store_true", help="write nothing; fail if the page is stale")
-    arguments = parser.parse_args()
-    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-    from apps.cli import main as group
+def made() -> str:
+    """The page of the command that is here."""
+    from apps.cli import main
 
-    wanted = page(group)
-    present = PAGE.read_text(encoding="utf-8") if PAGE.exists() else ""
-    if not arguments.check:
-        PAGE.write_text(wanted, encoding="utf-8")
-        return 0
-    changes = difflib.unified_diff(present.splitlines(), wanted.splitlines(), "docs/cli.md", "--help", lineterm="")
-    print("\n".join(changes))
-    return int(present != wanted)
+    return page(main)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(publish(PAGE, made, str(__doc__)))
