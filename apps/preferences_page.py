@@ -91,8 +91,7 @@ def facts(form: str, summary: Summary) -> list[tuple[str, str]]:
         ("first preferred", _share(data["first_preferred"])),
         (
             "prompts",
-            f"{prompts['different']:,} different, with {each['min']} to {each['max']} pairs each"
-            f" (median {each['median']:g})",
+            f"{prompts['different']:,} different, with {_each(each)}",
         ),
         ("criteria", _listed(data["criteria"])),
         ("raters", f"{data['raters']['different']:,}" + _within(data["raters"]["most"])),
@@ -104,6 +103,12 @@ def facts(form: str, summary: Summary) -> list[tuple[str, str]]:
     contradictory, identical = repeats["contradictory_pairs"], repeats["identical_samples"]
     rows.append(("repeats", f"{repeated}, {contradictory:,} contradict, {identical:,} are of identical samples"))
     return rows
+
+
+def _each(found: Mapping[str, Any]) -> str:
+    if found["min"] == found["max"]:
+        return f"{found['min']} {'pair' if found['min'] == 1 else 'pairs'} each"
+    return f"{found['min']} to {found['max']} pairs each (median {found['median']:g})"
 
 
 def _share(first: Mapping[str, Any]) -> str:

@@ -232,7 +232,7 @@ def test_conversations(tmp_path: Path) -> None:
     found = list(read(path))
     assert isinstance(found[0], Preference) and found[0].prompt.text == "why?" and found[0].first.text == "so"
     assert "line 2: conversation: chosen is a list of 2 messages" in str(found[1])
-    assert "line 3: no prompt: chosen and rejected repeat the prompt" in str(found[2])
+    assert "line 3: no prompt; where chosen and rejected begin with it" in str(found[2])
 
 
 def test_folders(tmp_path: Path) -> None:

@@ -111,7 +111,7 @@ def longcat(row: Row, folder: Path) -> Made:
 def chosen_rejected(row: Row, folder: Path) -> Made:
     """TRL: ``prompt, chosen, rejected``, texts."""
     if "prompt" not in row:
-        raise InputError("no prompt: chosen and rejected repeat the prompt; move it to a column of its own")
+        raise InputError("no prompt; where chosen and rejected begin with it, move it to a column of its own")
     asked = cells.prompt(row)
     first, second = (Sample(asked, text=cells.text(row, name)) for name in ("chosen", "rejected"))
     yield _preference(row, first, second, 1.0, {})
