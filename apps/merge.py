@@ -42,8 +42,8 @@ def run(model: str, adapter: str | None, out: Path) -> None:
     with new_folder(out) as folder:
         _save(policy, folder)
         where = locate(origin.model)
-        if isinstance(where, Path) and (where / TABLE).is_dir():
-            shutil.copytree(where / TABLE, folder / TABLE)
+        if isinstance(where, Path):
+            _bring(where, folder)
         (folder / ORIGIN).write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
     click.echo(f"model: {out}")
 
@@ -59,6 +59,15 @@ def _save(policy: DiffusionPolicy | LanguagePolicy, folder: Path) -> None:
         raise InputError(f"the adapter cannot be merged: {str(error).splitlines()[0]}") from error
     policy.family.pipeline.unload_lora_weights()
     policy.family.pipeline.save_pretrained(folder)
+
+
+def _bring(base: Path, folder: Path) -> None:
+    """What a base has beside its pipeline: a table encoder, and its card and licence, which hold of this model too."""
+    if (base / TABLE).is_dir():
+        shutil.copytree(base / TABLE, folder / TABLE)
+    for name in ("README*", "LICENSE*", "LICENCE*", "NOTICE*"):
+        for file in base.glob(name):
+            shutil.copy(file, folder / f"base-{file.name}")
 
 
 def _hash(model: str) -> str:

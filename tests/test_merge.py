@@ -74,7 +74,7 @@ def test_adapters_of_every_family_are_merged(name: str, desk: Path) -> None:
     assert np.abs(merged - own).max() <= 1 < np.abs(base - own).max()
 
 
-def test_a_bare_adapter_is_merged_and_a_table_encoder_comes_along(desk: Path, tiny_folder: Path) -> None:
+def test_a_bare_adapter_is_merged_and_what_its_base_has_comes_along(desk: Path, tiny_folder: Path) -> None:
     policy = load_policy(str(tiny_folder), adapter=AdapterConfig(rank=2))
     policy.save(desk)
     (desk / "base").symlink_to(tiny_folder)
@@ -84,8 +84,10 @@ def test_a_bare_adapter_is_merged_and_a_table_encoder_comes_along(desk: Path, ti
     assert "run" not in json.loads((desk / "merged" / "diffalign.json").read_text())
     (desk / "merged" / FOLDER).mkdir()
     (desk / "merged" / FOLDER / "config.json").write_text("{}")
+    (desk / "merged" / "LICENSE").write_text("free")
     assert diffalign("merge", "merged", "--adapter", "adapter", "--out", "again").exit_code == 0
     assert (desk / "again" / FOLDER / "config.json").read_text() == "{}"
+    assert (desk / "again" / "base-LICENSE").read_text() == "free"
 
 
 def test_a_language_model_is_merged(desk: Path) -> None:
