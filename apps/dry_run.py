@@ -205,8 +205,7 @@ PARTS = {"image": " in the denoiser", "text": ""}
 def _size(policy: DiffusionPolicy | LanguagePolicy, *, adapted: bool) -> int:
     """Parameters of the model itself: an adapter is counted as what is trained."""
     model = policy.family.denoiser if isinstance(policy, DiffusionPolicy) else policy.model
-    adapter = sum(p.numel() for p in policy.trainable().values()) if adapted else 0
-    return sum(p.numel() for p in model.parameters()) - adapter
+    return sum(p.numel() for p in model.parameters() if not (adapted and p.requires_grad))
 
 
 def memory(policy: DiffusionPolicy | LanguagePolicy, config: RunConfig) -> int:

@@ -96,8 +96,8 @@ class PromptsConfig(Section):
     """Where prompts come from, and which are kept for evaluation only."""
 
     source: str
-    """``emoji`` or ``brain-mr`` (worlds), ``animals``, ``explanations`` or ``stories`` (lists), a ``.txt`` (a prompt a
-    line) or ``.jsonl`` file, or preferences in the native form (``.parquet``)."""
+    """``emoji``, ``brain-mr`` or ``findings`` (worlds), ``animals``, ``explanations`` or ``stories`` (lists), a
+    ``.txt`` (a prompt a line) or ``.jsonl`` file, or preferences in the native form (``.parquet``)."""
     task: str = "all"
     """Kind of prompt, for worlds that have several."""
     train: int = Field(64, ge=1)

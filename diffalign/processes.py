@@ -127,12 +127,13 @@ class Processes:
         """After the last exchange: waits for all others, and parts from them."""
         self.exchange("end")
         if self.count > 1:
+            self.count = 1  # alone from here on
             del self._group, self.lockstep
             _part()
 
     def wait_for_first(self) -> None:
         """Waits until the first process has ended: a launcher ends all of them as soon as one has."""
-        if not self.first and not self.lockstep.broken:
+        if self.count > 1 and not self.first and not self.lockstep.broken:
             with suppress(RuntimeError):
                 distributed.recv(torch.zeros(1), src=0, group=self._group)
 

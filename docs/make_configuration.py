@@ -170,7 +170,9 @@ def page() -> str:
     for path, kind in sections(RunConfig):
         title = f"`{path}`" if path else "All of it"
         about = plain((kind.__doc__ or "").split("\n\n")[0])
-        parts.append(f"## {title}\n\n{about}\n\n{table(path.removesuffix('[]'), kind)}\n")
+        if path == "rewards[]":
+            about += " `--set rewards.0.weight=2` sets a field of the first, `--set 'rewards=[clip]'` all of them."
+        parts.append(f"## {title}\n\n{about}\n\n{table(path, kind)}\n")
         if path == "objective":
             parts.append(f"What is null above is, for each objective:\n\n{objectives()}\n")
     return "\n".join(parts)

@@ -14,31 +14,36 @@ from diffalign.errors import InputError
 REPORT = "LOAD REPORT"
 """What transformers begins its table of missing weights with."""
 _COLOUR = re.compile(r"\x1b\[\d*m")
-_MISSING = re.compile(r"^(\S+)\s*\|\s*MISSING", re.MULTILINE)
+_MISSING = re.compile(r"^(\S.*?)\s*\|\s*MISSING", re.MULTILINE)
+"""A row of it; rows of several layers are one, such as ``layers.{0, 1}.fc1.weight``."""
 
 
 class _Reports(logging.Filter):
-    """Keeps transformers' tables of missing weights, which are told as an error, and lets all else pass."""
+    """Keeps transformers' tables of missing weights, which are told as an error, and lets pass what would anyway."""
 
-    def __init__(self) -> None:
+    def __init__(self, level: int) -> None:
         super().__init__()
+        self.level = level
         self.missing: list[str] = []
 
     def filter(self, record: logging.LogRecord) -> bool:
         text = _COLOUR.sub("", record.getMessage())
         found = _MISSING.findall(text) if REPORT in text else []
         self.missing += found
-        return not found
+        return not found and record.levelno >= self.level
 
 
 @contextmanager
 def transformers_complete(model: str) -> Iterator[None]:
     """InputError where transformers loads something inside it whose files lack weights."""
-    log, reports = logging.getLogger("transformers.modeling_utils"), _Reports()
+    log = logging.getLogger("transformers.modeling_utils")
+    own, reports = log.level, _Reports(log.getEffectiveLevel())
     log.addFilter(reports)
+    log.setLevel(min(reports.level, logging.WARNING))  # where all is quiet the table would not even be made
     try:
         yield
     finally:
+        log.setLevel(own)
         log.removeFilter(reports)
     if reports.missing:
         raise lacking(model, "text encoder", reports.missing)

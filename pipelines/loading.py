@@ -72,9 +72,8 @@ def load_family(model: str, precision: torch.dtype = torch.float32) -> Family:
         raise
     except Exception as error:
         raise _not_loaded(model, local, error) from error
-    for part in parts:
-        loaded = getattr(pipeline, part)
-        if part.startswith("tokenizer"):
+    for part, loaded in pipeline.components.items():
+        if isinstance(loaded, PreTrainedTokenizerBase):
             _require_words(loaded, model, part)
         elif isinstance(loaded, torch.nn.Module):
             require_weights(model, part, loaded)

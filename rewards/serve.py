@@ -42,6 +42,7 @@ class Server(ThreadingHTTPServer):
         self.reward, self.token = reward, token
         self.lock = threading.Lock()
         self.places = threading.BoundedSemaphore(_WAITING)
+        self.ending = threading.Event()
         self.scored = 0
         self.about = wire.about(reward)
         if ":" in host:
@@ -120,6 +121,8 @@ class _Handler(BaseHTTPRequestHandler):
             wire.check_version(found)
             samples = wire.unpack(found.get("samples"))
             with self.server.lock:
+                if self.server.ending.is_set():
+                    raise _RefusedRequestError(503, "the server is ending")
                 if self._gone():
                     raise ConnectionAbortedError("the client went away while it waited")
                 return self.server.score(samples)
@@ -230,8 +233,9 @@ def run(
         try:
             server.serve_forever()
         except KeyboardInterrupt:
-            server.lock.acquire(timeout=_GRACE)  # never given back: who waits for it gets no turn any more
-            say(f"stopped after {server.scored} samples")
+            server.ending.set()
+            server.lock.acquire(timeout=_GRACE)
+            say(f"stopped after {server.scored} sample{'' if server.scored == 1 else 's'}")
 
 
 def _only_here(host: str) -> bool:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from diffalign.prompts import LISTS, WORLDS
 from tests import test_cli
 from tests.test_cli import diffalign
 
@@ -25,9 +26,17 @@ def test_pages_are_fresh(page: str) -> None:
 
 
 def test_the_configuration_page_has_every_field_and_says_what_it_is() -> None:
-    rows = re.findall(r"^\| `([\w.]+)` \|(.*)\|$", (ROOT / "docs" / "configuration.md").read_text(), re.MULTILINE)
+    rows = re.findall(r"^\| `([\w.\[\]]+)` \|(.*)\|$", (ROOT / "docs" / "configuration.md").read_text(), re.MULTILINE)
     known = {name for name, _ in rows}
-    assert {"seed", "sampler.window.every", "objective.beta", "credit.critic.trace", "trainer.epochs"} <= known
+    assert {
+        "seed",
+        "rewards[].weight",
+        "sampler.window.every",
+        "objective.beta",
+        "credit.critic.trace",
+        "trainer.epochs",
+    } <= known
+    assert all(f"`{name}`" in dict(rows)["prompts.source"] for name in (*WORLDS, *LISTS))
     assert [name for name, cells in rows if not cells.rpartition("|")[2].strip()] == []
 
 

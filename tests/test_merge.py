@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import StableDiffusionPipeline
+from peft import LoraConfig, get_peft_model_state_dict
 from safetensors.torch import load_file, save_file
 
 from apps import configured
@@ -87,7 +88,28 @@ def test_a_bare_adapter_is_merged_and_what_its_base_has_comes_along(desk: Path, 
     (desk / "merged" / "LICENSE").write_text("free")
     assert diffalign("merge", "merged", "--adapter", "adapter", "--out", "again").exit_code == 0
     assert (desk / "again" / FOLDER / "config.json").read_text() == "{}"
-    assert (desk / "again" / "base-LICENSE").read_text() == "free"
+    (desk / "again" / "LICENSES").mkdir()
+    assert diffalign("merge", "again", "--adapter", "adapter", "--out", "third").exit_code == 0
+    assert [(desk / name / "base-LICENSE").read_text() for name in ("again", "third")] == ["free", "free"]
+    about = json.loads((desk / "third" / "diffalign.json").read_text())
+    assert (about["base"], about["base_made_of"]["base_made_of"]["base"]) == ("again", "base")
+
+
+def test_a_lora_of_a_text_encoder_is_merged_too(desk: Path, tiny_folder: Path) -> None:
+    """Other tools make such adapters."""
+    pipeline = StableDiffusionPipeline.from_pretrained(tiny_folder)
+    pipeline.text_encoder.add_adapter(LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False))
+    pipeline.unet.add_adapter(LoraConfig(r=2, target_modules=["to_q"], init_lora_weights=False))
+    pipeline.save_lora_weights(
+        desk / "adapter", unet_lora_layers=get_peft_model_state_dict(pipeline.unet),
+        text_encoder_lora_layers=get_peft_model_state_dict(pipeline.text_encoder),
+    )  # fmt: skip
+    (desk / "base").symlink_to(tiny_folder)
+    assert diffalign("merge", "base", "--adapter", "adapter", "--out", "merged").exit_code == 0
+    for part in ("unet", "text_encoder"):
+        before, after = (load_file(next((desk / one / part).glob("*.safetensors"))) for one in ("base", "merged"))
+        moved = [name for name in before if not torch.equal(before[name].float(), after[name].float())]
+        assert moved and all("to_q" in name or "q_proj" in name for name in moved), part
 
 
 def test_a_language_model_is_merged(desk: Path) -> None:

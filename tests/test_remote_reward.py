@@ -523,6 +523,21 @@ def test_too_many_waiting_requests_come_again(monkeypatch: pytest.MonkeyPatch) -
         first.join()
 
 
+def test_a_server_that_ends_lets_no_waiting_request_begin() -> None:
+    """One is being scored, another waits: that one is told, and never scored."""
+    slow, status = Shade(0.5), list[int]()
+    with served(slow) as server:
+        first = threading.Thread(target=RemoteReward(server.url), args=(shades(1),))
+        second = threading.Thread(target=lambda: status.append(call(server, "POST", wire.SCORE, wire.body([]))[0]))
+        first.start()
+        assert slow.entered.wait(5)
+        second.start()
+        server.ending.set()
+        for one in (first, second):
+            one.join()
+        assert status == [503] and server.scored == 1
+
+
 def test_a_port_that_is_taken_is_told() -> None:
     with (
         served(Shade()) as server,
@@ -595,7 +610,7 @@ def test_ctrl_c_lets_the_reward_end_what_it_computes(tmp_path: Path) -> None:
             client.start()
             assert process.stdout.readline() == "begun\n"
             process.send_signal(signal.SIGINT)
-            assert process.stdout.read() == "stopped after 1 samples\n"
+            assert process.stdout.read() == "stopped after 1 sample\n"
             assert process.wait(60) == 0
         finally:
             process.kill()
