@@ -39,7 +39,8 @@ def transformers_complete(model: str) -> Iterator[None]:
     log = logging.getLogger("transformers.modeling_utils")
     own, reports = log.level, _Reports(log.getEffectiveLevel())
     log.addFilter(reports)
-    log.setLevel(min(reports.level, logging.WARNING))  # where all is quiet the table would not even be made
+    if reports.level > logging.WARNING:  # the table would not even be made
+        log.setLevel(logging.WARNING)
     try:
         yield
     finally:
