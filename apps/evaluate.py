@@ -28,7 +28,7 @@ from pipelines.loading import load_adapter, load_policy
 def run(model: str, against: str | None, overrides: Sequence[str], out: Path | None) -> None:
     """Evaluates and writes evaluation.json and samples; prints the table."""
     config = configuration(model, against, overrides)
-    _know_words([model, *([against] if against else [])], config)
+    _know_words([name for name in (model, against) if name], config)
     specs = [entry.reward for entry in config.rewards] + config.evaluation.rewards
     if all(build.is_of_another_world(spec, config) for spec in specs):
         raise _nothing_judged(specs, config)

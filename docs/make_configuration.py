@@ -124,14 +124,10 @@ def table(path: str, kind: type[BaseModel]) -> str:
     rows = ["| field | values | default | |", "|---|---|---|---|"]
     for name, field in kind.model_fields.items():
         full = f"{path}.{name}".lstrip(".")
-        if any(True for _ in inside(field.annotation)):
-            about = f"[below](#{anchor(full + '[]' if full == 'rewards' else full)})"
-            described = plain(field.description or "")
-            rows.append(f"| `{full}` | {values(field.annotation)} | {default(field)} | {described or about} |")
-        else:
-            limits = bounded(field.metadata)
-            about = plain(field.description or "")
-            rows.append(f"| `{full}` | {values(field.annotation, limits)} | {default(field)} | {about} |")
+        about = plain(field.description or "")
+        if not about and list(inside(field.annotation)):
+            about = f"[below](#{anchor(full)})"
+        rows.append(f"| `{full}` | {values(field.annotation, bounded(field.metadata))} | {default(field)} | {about} |")
     return "\n".join(rows)
 
 
@@ -149,10 +145,10 @@ def objectives() -> str:
         cells = []
         for reduction in ("mean", "sum"):
             try:
-                if name in BACKPROP and reduction == "sum":
-                    raise ValueError("a text has no gradient")
                 found = ObjectiveConfig.model_validate({"name": name, "reduction": reduction}).model_dump()
             except ValueError:
+                found = None
+            if found is None or (name in BACKPROP and reduction == "sum"):
                 cells.append("not for texts")
                 continue
             own = [f"{field} {value}" for field, value in found.items()
